@@ -1,0 +1,1 @@
+//! Reads and checks AWS Nitro Enclaves attestation documents.

@@ -1,0 +1,1 @@
+//! Seals prompts, checks attestation documents, opens answers.

@@ -1,0 +1,1 @@
+//! Addresses of the enclave's door: vsock and hybrid vsock over Unix sockets.

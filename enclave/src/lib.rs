@@ -1,0 +1,1 @@
+//! The service inside the enclave: boot, keys, requests and answers.

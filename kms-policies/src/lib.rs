@@ -1,0 +1,1 @@
+//! KMS key policies: templates as data, renderer and evaluator.

@@ -1,0 +1,1 @@
+//! The untrusted relay on the parent instance.

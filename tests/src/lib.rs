@@ -1,0 +1,1 @@
+//! End to end, hostile neighbours, architecture, and the demonstration.
