@@ -1,1 +1,5 @@
-//! End to end, hostile neighbours, architecture, and the demonstration.
+//! What the end-to-end tests and the demonstration share: the whole system as separate processes, with taps on every link.
+
+pub mod memory;
+pub mod search;
+pub mod tap;

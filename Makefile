@@ -1,0 +1,35 @@
+# Subrosa. `make` alone says what there is.
+.DEFAULT_GOAL := help
+.PHONY: help tools build demo test check bench fuzz
+
+CARGO ?= cargo
+FUZZ_SECONDS ?= 20
+DEMO_NOTE ?= tests/demo-model/note.txt
+
+help: ## say what can be made
+	@printf 'Subrosa: confidential inference in AWS Nitro Enclaves.\n\n'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@printf '\nThe first build takes about 10 minutes on 2 cores. DEMO_NOTE=FILE make demo asks about a note of yours.\n'
+
+tools: ## name what is missing on this machine, and how to get it
+	@bash tests/tools.sh
+
+build: tools ## build every program (release)
+	@$(CARGO) build --locked --release --workspace --bins
+
+demo: build ## the whole path on this machine: ask, see the answer, see what is refused, search for leaks
+	@target/release/demo --note $(DEMO_NOTE)
+
+test: build ## every test; third-party vectors from $$SUBROSA_VECTORS or ../shared/testdata
+	@bash tests/run.sh
+
+check: tools ## formatting, lints, dependency rules
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
+	@bash tests/deny.sh
+
+bench: build ## measure: sealing, attestation, end to end (ratios within one run)
+	@bash tests/bench.sh
+
+fuzz: tools ## run each fuzz target for FUZZ_SECONDS (20)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) bash tests/fuzz.sh
