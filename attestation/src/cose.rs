@@ -3,7 +3,7 @@
 //! `84 44 a1013822 a0 59 LLLL <payload> 58 60 <signature>`, untagged; tag 18 is accepted, because AWS's text prints it.
 //! Everything is compared as bytes and verified over the bytes as received: nothing is decoded and encoded again.
 
-use ring::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
+use ring::signature::{ECDSA_P384_SHA384_FIXED, EcdsaVerificationAlgorithm, UnparsedPublicKey};
 
 use crate::cbor::{CborError, Reader};
 
@@ -45,9 +45,7 @@ impl<'a> Sign1<'a> {
 
 /// Verifies `signature` over a payload with an uncompressed P-384 point (`04 || x || y`).
 pub fn verify(point: &[u8], payload: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
-    UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point)
-        .verify(&to_be_signed(payload), signature)
-        .map_err(|_| BadSignature)
+    UnparsedPublicKey::new(ALGORITHM, point).verify(&to_be_signed(payload), signature).map_err(|_| BadSignature)
 }
 
 /// The `Sig_structure` of RFC 9052, section 4.4: `["Signature1", protected, external_aad = h'', payload]`.
@@ -108,6 +106,8 @@ pub enum CoseError {
 #[error("the ES384 signature does not verify")]
 pub struct BadSignature;
 
+/// ES384: ECDSA on P-384 with SHA-384, the signature as r || s (RFC 9053, section 2.1).
+pub static ALGORITHM: &EcdsaVerificationAlgorithm = &ECDSA_P384_SHA384_FIXED;
 /// ES384: r and s of 48 bytes each, big-endian (RFC 9053, section 2.1).
 pub const SIGNATURE_LENGTH: usize = 96;
 /// AWS, "Verifying the root of trust": the payload has 1 to 2^14 bytes.
