@@ -1,0 +1,241 @@
+//! The body of a request on its way to the enclave: never gathered, counted, and bounded in size and patience.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use http_body_util::BodyExt as _;
+use hyper::{Version, body::Incoming};
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
+};
+
+/// What the parent sends to the enclave.
+pub(crate) enum Outgoing {
+    /// A request without a body.
+    Empty,
+    /// A client's body.
+    Upload(Upload),
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = UploadError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Upload(upload) => upload.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+}
+
+/// A client's body. Pulled frame by frame as the enclave takes it, so that back-pressure reaches the client.
+pub(crate) struct Upload {
+    from: Option<Incoming>,
+    version: Version,
+    linger: bool,
+    left: u64,
+    patience: Duration,
+    waiting_since: Option<Instant>,
+    timer: Pin<Box<Sleep>>,
+    watch: Arc<UploadWatch>,
+}
+
+impl Upload {
+    /// At most `limit` bytes, for which the client may keep us waiting `patience` in all. `linger`: see [`linger`].
+    pub(crate) fn new(
+        from: Incoming,
+        version: Version,
+        lingering: bool,
+        limit: u64,
+        patience: Duration,
+        bytes: Arc<AtomicU64>,
+    ) -> (Self, Arc<UploadWatch>) {
+        let watch = Arc::new(UploadWatch::new(bytes));
+        let upload = Self {
+            from: Some(from),
+            version,
+            linger: lingering,
+            left: limit,
+            patience,
+            waiting_since: None,
+            timer: Box::pin(sleep(patience)),
+            watch: Arc::clone(&watch),
+        };
+        (upload, watch)
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        loop {
+            let Some(from) = self.from.as_mut() else { return Poll::Ready(None) };
+            let Poll::Ready(frame) = Pin::new(&mut *from).poll_frame(cx) else { return self.wait(cx) };
+            if let Some(since) = self.waiting_since.take() {
+                self.patience = self.patience.saturating_sub(since.elapsed());
+            }
+            self.watch.progress();
+            match frame.map(|frame| frame.map(Frame::into_data)) {
+                Some(Ok(Ok(data))) => {
+                    let Some(left) = self.left.checked_sub(data.len() as u64) else {
+                        return self.fail(UploadError::TooLarge);
+                    };
+                    self.left = left;
+                    self.watch.bytes.fetch_add(data.len() as u64, Relaxed);
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                // Trailers say nothing in this protocol.
+                Some(Ok(Err(_trailers))) => {}
+                Some(Err(_)) => return self.fail(UploadError::Gone),
+                // hyper reports a stream that was reset with NO_ERROR as ended; what was reset is not whole.
+                None if self.version == Version::HTTP_2 && !from.is_end_stream() => {
+                    return self.fail(UploadError::Gone);
+                }
+                None => {
+                    self.from = None;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    /// Nothing from the client yet: its patience runs.
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        if self.waiting_since.is_none() {
+            let now = Instant::now();
+            self.waiting_since = Some(now);
+            self.timer.as_mut().reset(now + self.patience);
+            self.watch.waiting.store(true, Relaxed);
+        }
+        match self.timer.as_mut().poll(cx) {
+            Poll::Ready(()) => self.fail(UploadError::Slow),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn fail(&mut self, error: UploadError) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        self.watch.fail(error);
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if let Some(from) = self.from.take().filter(|_| self.linger) {
+            linger(from);
+        }
+    }
+}
+
+/// Reads on for a moment what a refused client still sends over HTTP/1.1, so that closing the connection does not reset
+/// it before the client has read its refusal (RFC 9112, section 9.6: "lingering close").
+pub(crate) fn linger(mut rest: Incoming) {
+    let Ok(runtime) = Handle::try_current() else { return };
+    runtime.spawn(timeout(LINGER_TIME, async move {
+        let mut left = LINGER_BYTES;
+        while let Some(Ok(frame)) = rest.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                break;
+            }
+        }
+    }));
+}
+
+/// Why a body was not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum UploadError {
+    #[error("the request has more bytes than the limit")]
+    TooLarge,
+    #[error("the client kept us waiting for its request")]
+    Slow,
+    #[error("the client went away in its request")]
+    Gone,
+}
+
+/// An upload, seen from the side that waits for the answer.
+#[derive(Debug)]
+pub(crate) struct UploadWatch {
+    bytes: Arc<AtomicU64>,
+    started: Instant,
+    progressed: AtomicU64,
+    waiting: AtomicBool,
+    failure: OnceLock<UploadError>,
+    failed: Notify,
+}
+
+impl UploadWatch {
+    fn new(bytes: Arc<AtomicU64>) -> Self {
+        Self {
+            bytes,
+            started: Instant::now(),
+            progressed: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            failure: OnceLock::new(),
+            failed: Notify::new(),
+        }
+    }
+
+    /// For a request without a body.
+    pub(crate) fn none() -> Self {
+        Self::new(Arc::default())
+    }
+
+    pub(crate) fn failure(&self) -> Option<UploadError> {
+        self.failure.get().copied()
+    }
+
+    /// Resolves when the body failed.
+    pub(crate) async fn failed(&self) -> UploadError {
+        loop {
+            if let Some(error) = self.failure() {
+                return error;
+            }
+            self.failed.notified().await;
+        }
+    }
+
+    /// Resolves when it was the enclave's turn for `limit` without a break.
+    pub(crate) async fn enclave_silent_for(&self, limit: Duration) {
+        loop {
+            let now = Instant::now();
+            let since = if self.waiting.load(Relaxed) {
+                now
+            } else {
+                self.started + Duration::from_millis(self.progressed.load(Relaxed))
+            };
+            if now >= since + limit {
+                return;
+            }
+            sleep_until(since + limit).await;
+        }
+    }
+
+    fn progress(&self) {
+        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.progressed.store(elapsed, Relaxed);
+        self.waiting.store(false, Relaxed);
+    }
+
+    fn fail(&self, error: UploadError) {
+        // Only the first reason counts.
+        let _ = self.failure.set(error);
+        self.failed.notify_one();
+    }
+}
+
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 8 << 20;
