@@ -1,1 +1,45 @@
-//! Loads a model and generates text; knows no socket, no key and no NSM.
+//! Loads a model from a GGUF file and generates text on the CPU.
+//!
+//! This crate knows no socket, no key, no NSM and no log. It gets bytes and messages, and gives tokens. What it
+//! holds of a customer (prompt, tokens, KV cache, text held back) has no `Debug` and is wiped on drop.
+//!
+//! ```no_run
+//! use std::ops::ControlFlow;
+//! use inference::{Cancel, LoadOptions, Message, Model, Plan, Role, Sampling};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let file = std::fs::read("model.gguf")?;
+//! let plan = Plan::from_header(&file)?; // what it will take, before anything is allocated
+//! assert!(plan.weights_bytes < 1 << 30);
+//! let model = Model::load(&file, &LoadOptions::default())?;
+//! let prompt = model.prompt(&[Message { role: Role::User, content: "Good morning" }])?;
+//! let max_tokens = model.room_after(&prompt).min(256);
+//! model.generate(&prompt, &Sampling::greedy(), max_tokens, &Cancel::new(), &mut |token| {
+//!     let _text: &str = token.text;
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(()) }
+//! ```
+
+pub mod gguf;
+
+mod generate;
+mod llama;
+mod model;
+mod plan;
+mod sample;
+mod stream;
+mod template;
+mod threads;
+mod tokenizer;
+
+pub use generate::{Cancel, FinishReason, Finished, GenerateError, Token};
+pub use llama::{ConfigError, WeightsError};
+pub use model::{
+    EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
+};
+pub use plan::{Plan, PlanError};
+pub use sample::{MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE, Sampling, SamplingError};
+pub use template::{Problem, TemplateError};
+pub use threads::{BLOCK_THREADS_VARIABLE, ThreadsError};
+pub use tokenizer::TokenizerError;

@@ -1,0 +1,170 @@
+//! Hyperparameters, read from the metadata and held to what this engine computes.
+
+use thiserror::Error;
+
+use super::rope::RopeScaling;
+use crate::gguf::{GgufError, Header};
+
+/// The shape of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Config {
+    pub(crate) vocabulary: usize,
+    pub(crate) context_length: usize,
+    pub(crate) width: usize,
+    pub(crate) layers: usize,
+    pub(crate) feed_forward: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_width: usize,
+    pub(crate) rms_epsilon: f32,
+    pub(crate) rope_base: f64,
+    pub(crate) rope_scaling: RopeScaling,
+}
+
+/// Why the hyperparameters of a file are refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// The metadata is malformed.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// Another architecture than Llama.
+    #[error("architecture \"{0}\" is not supported; \"llama\" is")]
+    Architecture(String),
+    /// A hyperparameter is zero, too large, or does not fit another.
+    #[error("metadata \"{key}\" is {value}; {expected} is expected")]
+    OutOfRange {
+        /// The metadata key.
+        key: String,
+        /// Its value.
+        value: u64,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// A variant of the architecture that this engine does not compute.
+    #[error("the model uses {0}, which is not supported")]
+    Unsupported(String),
+}
+
+impl Config {
+    pub(crate) fn read(header: &Header<'_>) -> Result<Self, ConfigError> {
+        let architecture = header.text("general.architecture")?;
+        if architecture != "llama" {
+            return Err(ConfigError::Architecture(architecture.to_owned()));
+        }
+        if header.optional_number("llama.expert_count")?.is_some_and(|count| count > 0) {
+            return Err(ConfigError::Unsupported("a mixture of experts".to_owned()));
+        }
+        let width = required(header, "llama.embedding_length", MAX_WIDTH)?;
+        let heads = required(header, "llama.attention.head_count", MAX_HEADS)?;
+        let kv_heads = optional(header, "llama.attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(out_of_range("llama.attention.head_count_kv", kv_heads, format!("a divisor of {heads}")));
+        }
+        let head_width = match optional(header, "llama.attention.key_length", MAX_HEAD_WIDTH)? {
+            Some(given) => given,
+            None if width.is_multiple_of(heads) => width / heads,
+            None => return Err(out_of_range("llama.attention.head_count", heads, format!("a divisor of {width}"))),
+        };
+        if !head_width.is_multiple_of(2) {
+            return Err(out_of_range("llama.attention.key_length", head_width, "an even number".to_owned()));
+        }
+        for (key, meaning) in [
+            ("llama.attention.value_length", "values as wide as keys"),
+            ("llama.rope.dimension_count", "rotation of whole heads"),
+        ] {
+            if let Some(value) = optional(header, key, MAX_HEAD_WIDTH)?.filter(|&value| value != head_width) {
+                return Err(out_of_range(key, value, format!("{head_width} ({meaning})")));
+            }
+        }
+        Ok(Self {
+            vocabulary: vocabulary(header)?,
+            context_length: required(header, "llama.context_length", MAX_CONTEXT)?,
+            width,
+            layers: required(header, "llama.block_count", MAX_LAYERS)?,
+            feed_forward: required(header, "llama.feed_forward_length", MAX_FEED_FORWARD)?,
+            heads,
+            kv_heads,
+            head_width,
+            rms_epsilon: positive(header, "llama.attention.layer_norm_rms_epsilon", DEFAULT_RMS_EPSILON)? as f32,
+            rope_base: positive(header, "llama.rope.freq_base", DEFAULT_ROPE_BASE)?,
+            rope_scaling: rope_scaling(header)?,
+        })
+    }
+
+    /// Width of the keys, and of the values, of all heads together.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_width
+    }
+
+    /// Width of the queries of all heads together.
+    pub(crate) fn query_width(&self) -> usize {
+        self.heads * self.head_width
+    }
+
+    /// Bytes that one position takes in the KV cache.
+    pub(crate) fn kv_bytes_per_token(&self) -> usize {
+        2 * self.layers * self.kv_width() * size_of::<f32>()
+    }
+}
+
+/// The tokens of the tokenizer; `llama.vocab_size`, where it stands too, must agree.
+fn vocabulary(header: &Header<'_>) -> Result<usize, ConfigError> {
+    let key = "tokenizer.ggml.tokens";
+    let tokens = header.optional_array(key)?.ok_or_else(|| GgufError::Missing(key.to_owned()))?.len();
+    if tokens == 0 || tokens > MAX_VOCABULARY {
+        return Err(out_of_range(key, tokens, format!("1 to {MAX_VOCABULARY} tokens")));
+    }
+    match optional(header, "llama.vocab_size", MAX_VOCABULARY)? {
+        Some(size) if size != tokens => {
+            Err(out_of_range("llama.vocab_size", size, format!("{tokens}, as many as the tokenizer has")))
+        }
+        _ => Ok(tokens),
+    }
+}
+
+fn rope_scaling(header: &Header<'_>) -> Result<RopeScaling, ConfigError> {
+    match header.optional_text("llama.rope.scaling.type")? {
+        None | Some("none") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear(positive(header, "llama.rope.scaling.factor", 1.0)?)),
+        Some(other) => Err(ConfigError::Unsupported(format!("RoPE scaling of type \"{other}\""))),
+    }
+}
+
+fn required(header: &Header<'_>, key: &str, limit: usize) -> Result<usize, ConfigError> {
+    Ok(optional(header, key, limit)?.ok_or_else(|| GgufError::Missing(key.to_owned()))?)
+}
+
+fn optional(header: &Header<'_>, key: &str, limit: usize) -> Result<Option<usize>, ConfigError> {
+    let Some(value) = header.optional_number(key)? else { return Ok(None) };
+    match usize::try_from(value) {
+        Ok(number) if (1..=limit).contains(&number) => Ok(Some(number)),
+        _ => {
+            Err(ConfigError::OutOfRange { key: key.to_owned(), value, expected: format!("a number from 1 to {limit}") })
+        }
+    }
+}
+
+fn positive(header: &Header<'_>, key: &str, default: f64) -> Result<f64, ConfigError> {
+    match header.optional_float(key)?.unwrap_or(default) {
+        number if number > 0.0 => Ok(number),
+        _ => Err(GgufError::Unexpected { key: key.to_owned(), expected: "a number above zero" }.into()),
+    }
+}
+
+fn out_of_range(key: &str, value: usize, expected: String) -> ConfigError {
+    ConfigError::OutOfRange { key: key.to_owned(), value: value as u64, expected }
+}
+
+/// LlamaConfig's defaults in Hugging Face transformers, which llama.cpp shares.
+const DEFAULT_RMS_EPSILON: f64 = 1e-5;
+const DEFAULT_ROPE_BASE: f64 = 10_000.0;
+
+// Llama 3.1 405B has 126 layers, width 16,384, feed-forward 53,248, 128 heads; the largest contexts are 10 million.
+// The limits leave room and keep every product of them within 64 bits.
+const MAX_LAYERS: usize = 1_024;
+const MAX_WIDTH: usize = 65_536;
+const MAX_FEED_FORWARD: usize = 262_144;
+const MAX_HEADS: usize = 1_024;
+const MAX_HEAD_WIDTH: usize = 1_024;
+const MAX_CONTEXT: usize = 16 << 20;
+const MAX_VOCABULARY: usize = 2 << 20;

@@ -1,0 +1,128 @@
+//! A matrix of weights, and its product with activations. This is the one place that computes with candle's tensors
+//! of weights: an engine with kernels of its own replaces what is behind `Linear`.
+
+use std::borrow::Cow;
+
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use candle_core::{Device, Tensor};
+
+use crate::gguf::TensorInfo;
+
+/// Weights of shape (outputs, inputs).
+pub(super) struct Linear {
+    weights: Weights,
+    outputs: usize,
+    inputs: usize,
+}
+
+enum Weights {
+    /// f32: exact, on the threads of the engine's own pool.
+    Dense(Tensor),
+    /// Blocks as in the file: activations are rounded to 8 bits too, on the threads of candle's pool.
+    Blocks(QTensor),
+}
+
+/// Whether the weights of a model are computed with as f32 or as blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    Dense,
+    Blocks,
+}
+
+impl Form {
+    /// Blocks save memory traffic, which is what the speed of a large model is made of. A small model fits the cache
+    /// either way: there f32 is exact and spares it the barrier that each product of blocks costs.
+    pub(super) fn choose(kind: GgmlDType, parameters: usize) -> Self {
+        match kind {
+            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Self::Dense,
+            _ if parameters <= DENSE_PARAMETERS => Self::Dense,
+            _ => Self::Blocks,
+        }
+    }
+
+    /// Bytes that weights of `info` take in memory, at most: candle keeps blocks as they are and, for some formats,
+    /// a copy in the order that its kernels like, which takes up to 10 bits per weight.
+    pub(super) fn resident_bytes(self, info: &TensorInfo) -> usize {
+        let elements = info.elements();
+        match (self, info.kind) {
+            (Self::Dense, _) => elements * size_of::<f32>(),
+            (Self::Blocks, GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q6K) => info.bytes + elements / 4 * 5,
+            (Self::Blocks, _) => info.bytes,
+        }
+    }
+}
+
+impl Linear {
+    /// `bytes` are as long as `info` says, which the header's reader has checked.
+    pub(super) fn load(form: Form, info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<Self> {
+        let &[outputs, inputs] = info.shape.as_slice() else {
+            return Err(candle_core::Error::Msg("a matrix has two dimensions".to_owned()));
+        };
+        let blocks = blocks(info, bytes)?;
+        let weights = match form {
+            Form::Dense => Weights::Dense(blocks.dequantize(&Device::Cpu)?),
+            Form::Blocks => Weights::Blocks(blocks),
+        };
+        Ok(Self { weights, outputs, inputs })
+    }
+
+    pub(super) fn is_blocks(&self) -> bool {
+        matches!(self.weights, Weights::Blocks(_))
+    }
+
+    /// Rows of activations in, rows of outputs out: each output is the product of a row and a row of weights.
+    pub(super) fn forward(&self, rows: &[f32]) -> candle_core::Result<Vec<f32>> {
+        let count = rows.len() / self.inputs;
+        let rows = Tensor::from_slice(rows, (count, self.inputs), &Device::Cpu)?;
+        let products = match &self.weights {
+            Weights::Dense(weights) => rows.matmul(&weights.t()?)?,
+            // Not through QMatMul: it asks the environment whether to dequantise, and here no variable decides anything.
+            Weights::Blocks(weights) => rows.apply_op1_no_bwd(weights)?,
+        };
+        products.reshape(count * self.outputs)?.to_vec1()
+    }
+
+    /// The rows of weights at `indices`, as an embedding is looked up.
+    pub(super) fn rows(&self, indices: &[u32]) -> candle_core::Result<Vec<f32>> {
+        let count = indices.len();
+        let indices = Tensor::from_slice(indices, count, &Device::Cpu)?;
+        let rows = match &self.weights {
+            Weights::Dense(weights) => weights.index_select(&indices, 0)?,
+            Weights::Blocks(weights) => weights.embedding(&indices)?,
+        };
+        rows.reshape(count * self.inputs)?.to_vec1()
+    }
+}
+
+/// A vector of weights (of a norm), as f32.
+pub(super) fn vector(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<Vec<f32>> {
+    blocks(info, bytes)?.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
+}
+
+fn blocks(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<QTensor> {
+    let mut copy = Vec::new();
+    let bytes = aligned(bytes, &mut copy);
+    let storage = QStorage::Cpu(info.kind.from_data(Cow::Borrowed(bytes)));
+    QTensor::new(storage, info.shape.as_slice())
+}
+
+/// candle asserts that bytes are aligned to what they hold; a caller's buffer need not be.
+fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
+    if bytes.as_ptr().align_offset(BLOCK_ALIGNMENT) == 0 {
+        return bytes;
+    }
+    copy.resize(bytes.len() + BLOCK_ALIGNMENT, 0);
+    let start = copy.as_ptr().align_offset(BLOCK_ALIGNMENT).min(BLOCK_ALIGNMENT);
+    match copy.get_mut(start..start + bytes.len()) {
+        Some(place) => {
+            place.copy_from_slice(bytes);
+            place
+        }
+        None => bytes,
+    }
+}
+
+/// 128 MiB of f32.
+const DENSE_PARAMETERS: usize = 32 << 20;
+/// The strictest of candle's block types holds f32.
+const BLOCK_ALIGNMENT: usize = align_of::<f32>();

@@ -1,0 +1,299 @@
+//! A loaded model: tokenizer, chat template and weights.
+
+use thiserror::Error;
+use zeroize::Zeroizing;
+
+use crate::generate::Cancel;
+use crate::gguf::{GgufError, Header};
+use crate::llama::{Config, ConfigError, ForwardError, KvCache, Llama, WeightsError};
+use crate::template::{Rendering, Template, TemplateError};
+use crate::threads::{Threads, ThreadsError};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+/// A loaded model. Any number of threads may use it at once; each answer has a KV cache of its own.
+pub struct Model {
+    name: String,
+    pub(crate) llama: Llama,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) threads: Threads,
+    template: Option<Template>,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// Threads of the engine's pool; 0 stands for one per core. See [`Model::threads`] for what it governs.
+    pub threads: usize,
+}
+
+/// Why a file is not loaded.
+#[derive(Debug, Error)]
+pub enum LoadError {
+    /// The header is malformed.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// Architecture or hyperparameters are not supported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The vocabulary is not supported.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template does not compile.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// A tensor is missing, superfluous or of another shape.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// No threads could be started.
+    #[error(transparent)]
+    Threads(#[from] ThreadsError),
+}
+
+/// Who says something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions that stand above the conversation.
+    System,
+    /// The person who asks.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One message of a conversation.
+#[derive(Clone, Copy)]
+pub struct Message<'a> {
+    /// Who says it.
+    pub role: Role,
+    /// What is said. Control tokens in it are plain text.
+    pub content: &'a str,
+}
+
+/// A conversation as tokens, which fits the model's context.
+pub struct Prompt {
+    tokens: Zeroizing<Vec<u32>>,
+}
+
+/// Why messages do not become a prompt. Carries no text of theirs.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum PromptError {
+    /// There are none.
+    #[error("there are no messages")]
+    Empty,
+    /// Too many messages.
+    #[error("{0} messages; at most {MAX_MESSAGES} are accepted")]
+    TooManyMessages(usize),
+    /// So much text fits no context.
+    #[error("{bytes} bytes of text; at most {limit} can fit the context of {context_length} tokens")]
+    TooManyBytes {
+        /// Bytes of all messages.
+        bytes: usize,
+        /// How many could fit.
+        limit: usize,
+        /// The model's context.
+        context_length: usize,
+    },
+    /// More tokens than the context has, or as many: no room for an answer.
+    #[error("the prompt has {tokens} tokens; the context has {context_length}, and the answer needs at least one")]
+    TooManyTokens {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// The model's context.
+        context_length: usize,
+    },
+    /// A token that the model does not have.
+    #[error("token {0} is not in the vocabulary")]
+    UnknownToken(u32),
+    /// The model has no chat template.
+    #[error("the model has no chat template: \"tokenizer.chat_template\" is missing from its file")]
+    NoTemplate,
+    /// The chat template gives no prompt.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The tokenizer failed.
+    #[error("the tokenizer failed on this text")]
+    Tokenizer,
+}
+
+/// The logits could not be computed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the engine failed")]
+pub struct EngineError;
+
+impl Model {
+    /// Loads a GGUF file. Peak memory is the file, which stays the caller's, and what [`Plan`](crate::Plan) says.
+    ///
+    /// # Errors
+    /// A file that is malformed, or not one that this engine computes; the message names what.
+    pub fn load(gguf: &[u8], options: &LoadOptions) -> Result<Self, LoadError> {
+        let header = Header::parse(gguf)?;
+        let config = Config::read(&header)?;
+        let tokenizer = Tokenizer::load(&header)?;
+        let template = header.optional_text("tokenizer.chat_template")?.map(Template::compile).transpose()?;
+        Ok(Self {
+            name: header.optional_text("general.name")?.unwrap_or_default().to_owned(),
+            llama: Llama::load(config, &header, gguf)?,
+            tokenizer,
+            threads: Threads::start(options.threads)?,
+            template,
+        })
+    }
+
+    /// The name that the file gives itself; empty if it gives none.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Most tokens of prompt and answer together.
+    #[must_use]
+    pub fn context_length(&self) -> usize {
+        self.llama.config.context_length
+    }
+
+    /// Number of tokens in the vocabulary.
+    #[must_use]
+    pub fn vocabulary(&self) -> usize {
+        self.llama.config.vocabulary
+    }
+
+    /// Bytes of memory that a sequence of `tokens` (prompt and answer) takes while it runs.
+    #[must_use]
+    pub fn sequence_bytes(&self, tokens: usize) -> usize {
+        tokens.saturating_mul(self.llama.config.kv_bytes_per_token())
+    }
+
+    /// Threads of the engine's pool: attention, and all products if the model is held as f32. Products of quantised
+    /// blocks run on candle's pool instead, which is one per process (see [`Model::uses_block_threads`]).
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.threads.count()
+    }
+
+    /// Whether products run on candle's own pool, whose size `CANDLE_NUM_THREADS` in the environment that the process
+    /// was started with decides, else the number of physical cores.
+    #[must_use]
+    pub fn uses_block_threads(&self) -> bool {
+        self.llama.uses_blocks()
+    }
+
+    /// Tokens that an answer to `prompt` may have.
+    #[must_use]
+    pub fn room_after(&self, prompt: &Prompt) -> usize {
+        self.context_length().saturating_sub(prompt.len())
+    }
+
+    /// Renders messages by the model's chat template, ready for an answer, and encodes the result.
+    ///
+    /// Control tokens come from the template alone: whatever a message contains is plain text.
+    ///
+    /// # Errors
+    /// No messages, too many, more than fits the context, or a template that refuses them.
+    pub fn prompt(&self, messages: &[Message<'_>]) -> Result<Prompt, PromptError> {
+        let template = self.template.as_ref().ok_or(PromptError::NoTemplate)?;
+        self.check_sizes(messages)?;
+        let taken = |mark: &char| {
+            messages.iter().map(|message| message.content).chain([template.source()]).any(|text| text.contains(*mark))
+        };
+        let mark = MARKS.clone().find(|mark| !taken(mark)).ok_or(PromptError::Tokenizer)?;
+        let marked: Vec<(Role, Zeroizing<String>)> =
+            messages.iter().map(|message| (message.role, self.tokenizer.mark(message.content, mark))).collect();
+        let rendered = template.render(&Rendering {
+            messages: &marked,
+            begin: self.tokenizer.begin_text().unwrap_or_default(),
+            end: self.tokenizer.end_text().unwrap_or_default(),
+        })?;
+        self.fitting(self.tokenizer.encode(&rendered, mark).ok_or(PromptError::Tokenizer)?)
+    }
+
+    /// A prompt of given tokens, for benchmarks and comparisons with other engines.
+    ///
+    /// # Errors
+    /// No tokens, more than fit the context, or one that is not in the vocabulary.
+    pub fn prompt_of_tokens(&self, tokens: &[u32]) -> Result<Prompt, PromptError> {
+        if let Some(&unknown) = tokens.iter().find(|&&token| token as usize >= self.vocabulary()) {
+            return Err(PromptError::UnknownToken(unknown));
+        }
+        self.fitting(Zeroizing::new(tokens.to_vec()))
+    }
+
+    /// The logits of what may follow `prompt`: one for each token of the vocabulary.
+    ///
+    /// # Errors
+    /// The engine failed, which no prompt should bring about.
+    pub fn logits(&self, prompt: &Prompt) -> Result<Vec<f32>, EngineError> {
+        let mut cache = KvCache::new(&self.llama.config, prompt.len());
+        let logits = self.forward(prompt.tokens(), &mut cache, &Cancel::new()).map_err(|_| EngineError)?;
+        Ok(logits.to_vec())
+    }
+
+    pub(crate) fn forward(
+        &self,
+        tokens: &[u32],
+        cache: &mut KvCache,
+        cancel: &Cancel,
+    ) -> Result<Zeroizing<Vec<f32>>, ForwardError> {
+        self.threads.run(|| self.llama.forward(tokens, cache, cancel)).unwrap_or(Err(ForwardError::Engine))
+    }
+
+    fn check_sizes(&self, messages: &[Message<'_>]) -> Result<(), PromptError> {
+        if messages.is_empty() {
+            return Err(PromptError::Empty);
+        }
+        if messages.len() > MAX_MESSAGES {
+            return Err(PromptError::TooManyMessages(messages.len()));
+        }
+        let context_length = self.context_length();
+        let bytes = messages.iter().map(|message| message.content.len()).fold(0, usize::saturating_add);
+        let limit = context_length.saturating_mul(self.tokenizer.longest_token_bytes()).min(MAX_CONTENT_BYTES);
+        if bytes > limit {
+            return Err(PromptError::TooManyBytes { bytes, limit, context_length });
+        }
+        Ok(())
+    }
+
+    fn fitting(&self, tokens: Zeroizing<Vec<u32>>) -> Result<Prompt, PromptError> {
+        let context_length = self.context_length();
+        if tokens.is_empty() {
+            return Err(PromptError::Empty);
+        }
+        if tokens.len() >= context_length {
+            return Err(PromptError::TooManyTokens { tokens: tokens.len(), context_length });
+        }
+        Ok(Prompt { tokens })
+    }
+}
+
+impl Prompt {
+    /// Number of tokens.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a prompt without tokens is not made")]
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The tokens.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+}
+
+impl Role {
+    /// The name that chat templates know it by.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+}
+
+/// More than a conversation has, few enough that a template stays within its fuel.
+pub const MAX_MESSAGES: usize = 256;
+/// Text of all messages: far more than the largest contexts hold.
+pub const MAX_CONTENT_BYTES: usize = 4 << 20;
+/// Noncharacters, "intended for process-internal use" (Unicode 16, section 23.7): texts do not contain them.
+const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';

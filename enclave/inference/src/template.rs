@@ -1,0 +1,196 @@
+//! The model's own chat template, which is a program from a stranger: it runs with fuel, without I/O, clock or
+//! randomness, and what it writes is bounded.
+
+use std::fmt;
+use std::io;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Value, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, context};
+use thiserror::Error as ThisError;
+use zeroize::Zeroizing;
+
+use crate::model::Role;
+
+/// A compiled chat template.
+pub(crate) struct Template {
+    environment: Environment<'static>,
+    source: Box<str>,
+}
+
+/// What a template is rendered with: contents are marked already.
+pub(crate) struct Rendering<'a> {
+    pub(crate) messages: &'a [(Role, Zeroizing<String>)],
+    pub(crate) begin: &'a str,
+    pub(crate) end: &'a str,
+}
+
+/// Why a chat template does not compile, or gives no prompt. Carries no text: a template could put the prompt there.
+#[derive(Clone, Copy, Debug, ThisError, PartialEq, Eq)]
+pub enum TemplateError {
+    /// The template does not compile.
+    #[error("the chat template does not compile: {problem} in line {line}")]
+    Syntax {
+        /// What kind of problem.
+        problem: Problem,
+        /// Where.
+        line: usize,
+    },
+    /// The template ran out of fuel.
+    #[error("the chat template takes too long")]
+    Fuel,
+    /// The template wrote more than a prompt may have.
+    #[error("the chat template writes more than {MAX_RENDERED_BYTES} bytes")]
+    TooLong,
+    /// The template itself refuses the messages (`raise_exception`), for example because roles do not alternate.
+    #[error("the chat template refuses these messages (line {line})")]
+    Refused {
+        /// Where.
+        line: usize,
+    },
+    /// The template failed.
+    #[error("the chat template fails: {problem} in line {line}")]
+    Failed {
+        /// What kind of problem.
+        problem: Problem,
+        /// Where.
+        line: usize,
+    },
+}
+
+/// A kind of problem, without any text of the template's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Problem(ErrorKind);
+
+impl Template {
+    pub(crate) fn compile(source: &str) -> Result<Self, TemplateError> {
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(MAX_RECURSION);
+        environment.set_debug(false);
+        environment.add_function("raise_exception", raise_exception);
+        environment.set_unknown_method_callback(python_method);
+        // "trim_blocks=True, lstrip_blocks=True" is how Hugging Face transformers renders chat templates.
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|error| failed(&error))?);
+        let added = environment.add_template_owned(NAME, source.to_owned());
+        added.map_err(|error| TemplateError::Syntax {
+            problem: Problem(error.kind()),
+            line: error.line().unwrap_or(0),
+        })?;
+        Ok(Self { environment, source: source.into() })
+    }
+
+    /// The text of the template.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    pub(crate) fn render(&self, rendering: &Rendering<'_>) -> Result<Zeroizing<String>, TemplateError> {
+        let template = self.environment.get_template(NAME).map_err(|error| failed(&error))?;
+        let message = |(role, content): &(Role, Zeroizing<String>)| {
+            context! { role => role.name(), content => content.as_str() }
+        };
+        let context = context! {
+            messages => Value::from_iter(rendering.messages.iter().map(message)),
+            bos_token => rendering.begin,
+            eos_token => rendering.end,
+            add_generation_prompt => true,
+        };
+        let mut rendered = Bounded { text: Zeroizing::new(Vec::new()), full: false };
+        let outcome = template.render_captured_to(context, &mut rendered).map(|_| ());
+        if rendered.full {
+            return Err(TemplateError::TooLong);
+        }
+        outcome.map_err(|error| failed(&error))?;
+        let text = std::str::from_utf8(&rendered.text).unwrap_or_default();
+        Ok(Zeroizing::new(text.to_owned()))
+    }
+}
+
+/// Collects what a template writes, up to the bound.
+struct Bounded {
+    text: Zeroizing<Vec<u8>>,
+    full: bool,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.text.len() + bytes.len() > MAX_RENDERED_BYTES {
+            self.full = true;
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn raise_exception(_message: &str) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, RAISED))
+}
+
+fn failed(error: &Error) -> TemplateError {
+    let line = error.line().unwrap_or(0);
+    match error.kind() {
+        ErrorKind::OutOfFuel => TemplateError::Fuel,
+        ErrorKind::InvalidOperation if error.detail() == Some(RAISED) => TemplateError::Refused { line },
+        kind => TemplateError::Failed { problem: Problem(kind), line },
+    }
+}
+
+/// The methods of Python's `str` and `dict` that chat templates use, written for Jinja under Python.
+fn python_method(_: &mut State<'_, '_>, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
+    let unknown = || Error::from(ErrorKind::UnknownMethod);
+    if value.kind() == ValueKind::Map {
+        return match (method, arguments) {
+            ("get", [key]) => Ok(value.get_item(key)?),
+            ("get", [key, default]) => {
+                Ok(Some(value.get_item(key)?).filter(|item| !item.is_undefined()).unwrap_or_else(|| default.clone()))
+            }
+            _ => Err(unknown()),
+        };
+    }
+    let text = value.as_str().ok_or_else(unknown)?;
+    let first = arguments.first().and_then(Value::as_str);
+    Ok(match (method, first, arguments.len()) {
+        ("strip", None, 0) => Value::from(text.trim()),
+        ("lstrip", None, 0) => Value::from(text.trim_start()),
+        ("rstrip", None, 0) => Value::from(text.trim_end()),
+        ("strip", Some(set), 1) => Value::from(text.trim_matches(|c| set.contains(c))),
+        ("lstrip", Some(set), 1) => Value::from(text.trim_start_matches(|c| set.contains(c))),
+        ("rstrip", Some(set), 1) => Value::from(text.trim_end_matches(|c| set.contains(c))),
+        ("upper", None, 0) => Value::from(text.to_uppercase()),
+        ("lower", None, 0) => Value::from(text.to_lowercase()),
+        ("startswith", Some(start), 1) => Value::from(text.starts_with(start)),
+        ("endswith", Some(end), 1) => Value::from(text.ends_with(end)),
+        ("split", None, 0) => Value::from_iter(text.split_whitespace().map(Value::from)),
+        ("split", Some(separator), 1) if !separator.is_empty() => {
+            Value::from_iter(text.split(separator).map(Value::from))
+        }
+        _ => return Err(unknown()),
+    })
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+const NAME: &str = "chat";
+const RAISED: &str = "raise_exception";
+/// Instructions of the template engine: 256 messages take some 10,000 in the longest templates in circulation.
+const FUEL: u64 = 1_000_000;
+const MAX_RECURSION: usize = 32;
+/// More than any context that the engine takes has room for.
+pub(crate) const MAX_RENDERED_BYTES: usize = 16 << 20;
