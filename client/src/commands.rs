@@ -1,0 +1,86 @@
+//! The command line: one file per subcommand, one exit code per kind of failure.
+
+mod arguments;
+mod ask;
+mod exit;
+mod open;
+mod output;
+mod pack;
+mod policy;
+mod seal;
+mod verify;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::{Exit, Failure};
+
+/// Ask a model a question that the owner of the machine cannot read, and check that before you ask.
+#[derive(Parser)]
+#[command(name = "subrosa", version, max_term_width = 110, after_help = HELP)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Ask(Box<ask::Ask>),
+    Verify(verify::Verify),
+    Seal(seal::Seal),
+    Open(open::Open),
+    /// Key policies: render them from the templates.
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    Pack(pack::Pack),
+}
+
+/// Runs the command and says how it went.
+pub(crate) fn run() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::new(Exit::Other, format!("the runtime cannot be started: {error}")).report(),
+    };
+    let result = runtime.block_on(async {
+        match command {
+            Command::Ask(ask) => ask.run().await,
+            Command::Verify(verify) => verify.run().await,
+            Command::Seal(seal) => seal.run().await,
+            Command::Open(open) => open.run().await,
+            Command::Policy(policy) => policy.run(),
+            Command::Pack(pack) => pack.run().await,
+        }
+    });
+    // A thread that still waits for standard input must not keep an interrupted command alive.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Runs `work` until it ends, or until somebody ends it: then `clean` runs, and nothing half-made stays behind.
+async fn unless_interrupted<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+    clean: impl FnOnce(),
+) -> Result<T, Failure> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let wrong = |error: std::io::Error| Failure::new(Exit::Other, format!("signals cannot be watched: {error}"));
+    let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
+    tokio::select! {
+        result = work => result,
+        _ = tokio::signal::ctrl_c() => { clean(); Err(Failure::interrupted()) }
+        _ = terminate.recv() => { clean(); Err(Failure::interrupted()) }
+    }
+}
+
+const HELP: &str = "\
+Exit codes: 0 good; 1 other (also: an answer or file that is not whole); 2 usage; 3 network; 4 refusal;
+5 attestation or measurement mismatch; 130 interrupted.
+Results go to standard output, everything else to standard error.
+
+AWS settings are the usual ones: AWS_REGION, AWS_PROFILE, credentials from environment, profile, container or
+instance; AWS_ENDPOINT_URL_KMS and AWS_CA_BUNDLE for an endpoint of your own.";

@@ -1,0 +1,255 @@
+//! `subrosa verify`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use attestation::Pcr;
+use attestation::chain::TrustAnchor;
+use attestation::document::UnixMillis;
+use clap::Args;
+use serde_json::{Value, json};
+use subrosa_client::appraisal::{Appraisal, Demands, Outcome};
+use subrosa_client::evidence::Evidence;
+use subrosa_client::live::{self, LiveError, Verification};
+use subrosa_client::measurements::join;
+use subrosa_client::transport::{Deadlines, MAX_EVIDENCE, Transport};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::arguments::{MeasurementArguments, anchor, read_bounded, seconds};
+use super::exit::{Exit, Failure};
+use super::output::print;
+use super::unless_interrupted;
+
+/// Check an attestation document, stored or of a live enclave: is its signature good, is it fresh, is it the right code?
+#[derive(Args)]
+#[command(after_help = HELP)]
+#[group(id = "evidence", required = true, multiple = false, args = ["document", "url"])]
+pub(crate) struct Verify {
+    /// Stored evidence: a document (raw, base64 or hex), or {"document": base64, "keyset": base64}; `-`: standard input.
+    #[arg(long, value_name = "FILE")]
+    document: Option<PathBuf>,
+    /// A live enclave behind this parent: own nonce, age at most 300 s, 60 s leeway, keyset checked.
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// The time as of which stored evidence is judged, for example 2026-11-21T10:00:00Z. Default: now.
+    #[arg(long, value_name = "RFC3339", value_parser = time, conflicts_with = "url")]
+    at: Option<UnixMillis>,
+    /// How old the document may be, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    max_age: Option<Duration>,
+    #[command(flatten)]
+    measurements: MeasurementArguments,
+    /// The nonce that the document must carry.
+    #[arg(long, value_name = "HEX", value_parser = nonce, conflicts_with = "url")]
+    nonce: Option<Nonce>,
+    /// Trust this root instead of AWS's: for the simulator. Whoever holds its key can forge every measurement.
+    #[arg(long, value_name = "FILE.pem")]
+    danger_root: Option<PathBuf>,
+    /// Accept an enclave in debug mode, whose memory its parent reads.
+    #[arg(long)]
+    danger_allow_debug: bool,
+    /// How long to wait for a live enclave, in seconds.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
+    timeout: Duration,
+    /// The result as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        let Self { document, url, at, max_age, measurements, nonce, danger_root, danger_allow_debug, timeout, json } =
+            self;
+        let anchor = anchor(danger_root.as_deref())?;
+        let pcrs = join(measurements.read()?);
+        let appraisal = match (url, document) {
+            (Some(url), _) => {
+                let max_age = max_age.unwrap_or(attestation::freshness::LIVE_MAX_AGE);
+                let verification = Verification { anchor: anchor.clone(), pcrs, max_age, danger_allow_debug };
+                unless_interrupted(live(&url, &verification, timeout), || ()).await?
+            }
+            (None, Some(path)) => {
+                let evidence = Evidence::read(&read_bounded(&path, MAX_EVIDENCE as u64)?)
+                    .map_err(|error| Failure::new(Exit::Mismatch, format!("{}: {error}", path.display())))?;
+                let demands = Demands {
+                    anchor: anchor.clone(),
+                    now: at.unwrap_or_else(live::now),
+                    leeway: Duration::ZERO,
+                    max_age,
+                    nonce: nonce.map(|Nonce(nonce)| nonce),
+                    pcrs,
+                    danger_allow_debug,
+                    keyset_required: false,
+                };
+                Appraisal::of(&evidence, &demands)
+            }
+            (None, None) => return Err(Failure::usage("give --document or --url")),
+        };
+        let report = Report::of(&appraisal, &anchor);
+        print(&if json { report.json().to_string() } else { report.text() })?;
+        if appraisal.is_good() {
+            return Ok(());
+        }
+        let failed: Vec<&str> =
+            report.questions().iter().filter(|(_, outcome)| is_failed(outcome)).map(|(name, _)| *name).collect();
+        Err(Failure::new(Exit::Mismatch, format!("the evidence is NOT good: {} failed", failed.join(", "))))
+    }
+}
+
+async fn live(url: &str, verification: &Verification, timeout: Duration) -> Result<Appraisal, Failure> {
+    let transport = Transport::new(url, Deadlines::within(timeout), false)?;
+    live::appraise(&transport, verification).await.map_err(|error| match error {
+        LiveError::Transport(error) => error.into(),
+        error @ LiveError::Evidence(_) => Failure::new(Exit::Mismatch, error),
+        error @ LiveError::Random(_) => Failure::new(Exit::Other, error),
+    })
+}
+
+/// What is told, in either form.
+struct Report {
+    is_good: bool,
+    signature: Outcome,
+    freshness: Outcome,
+    measurements: Outcome,
+    keyset: Outcome,
+    anchor: String,
+    aws_root: bool,
+    timestamp: Option<String>,
+    module_id: Option<String>,
+    pcrs: BTreeMap<u8, Pcr>,
+}
+
+impl Report {
+    fn of(appraisal: &Appraisal, anchor: &TrustAnchor) -> Self {
+        let document = appraisal.document();
+        Self {
+            is_good: appraisal.is_good(),
+            signature: appraisal.signature(),
+            freshness: appraisal.freshness(),
+            measurements: appraisal.measurements(),
+            keyset: appraisal.keyset(),
+            anchor: hex::encode(anchor.sha256()),
+            aws_root: anchor.is_aws(),
+            timestamp: document.map(|document| rfc3339(document.timestamp())),
+            module_id: document.map(|document| document.module_id().to_owned()),
+            pcrs: document.map(|document| document.pcrs().clone()).unwrap_or_default(),
+        }
+    }
+
+    fn questions(&self) -> [(&'static str, &Outcome); 4] {
+        [
+            ("signature", &self.signature),
+            ("freshness", &self.freshness),
+            ("measurements", &self.measurements),
+            ("keyset", &self.keyset),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        let pcrs: serde_json::Map<String, Value> =
+            self.pcrs.iter().map(|(index, value)| (index.to_string(), hex::encode(value).into())).collect();
+        let mut report = json!({
+            "verdict": if self.is_good { "good" } else { "failed" },
+            "trust_anchor_sha256": self.anchor,
+            "aws_root": self.aws_root,
+            "timestamp": self.timestamp,
+            "module_id": self.module_id,
+            "pcrs": pcrs,
+        });
+        if let Some(members) = report.as_object_mut() {
+            for (name, outcome) in self.questions() {
+                let (status, error) = match outcome {
+                    Outcome::Good => ("good", None),
+                    Outcome::Failed(error) => ("failed", Some(error)),
+                    Outcome::NotChecked => ("not-checked", None),
+                };
+                members.insert(name.to_owned(), json!({"status": status, "error": error}));
+            }
+        }
+        report
+    }
+
+    fn text(&self) -> String {
+        let mut lines = vec![format!("verdict:      {}", if self.is_good { "good" } else { "FAILED" })];
+        for (name, outcome) in self.questions() {
+            let (label, how, todo) = words(name);
+            lines.push(match outcome {
+                Outcome::Good => format!("{label} good"),
+                Outcome::NotChecked => format!("{label} not checked ({how})"),
+                Outcome::Failed(error) => format!("{label} FAILED: {error}\n              {todo}"),
+            });
+        }
+        let whose =
+            if self.aws_root { "AWS Nitro Enclaves" } else { "NOT AWS: this proves nothing about real hardware" };
+        lines.push(format!("trust anchor: {} ({whose})", self.anchor));
+        lines.push(format!("module id:    {}", self.module_id.as_deref().unwrap_or("none")));
+        lines.push(format!("timestamp:    {}", self.timestamp.as_deref().unwrap_or("none")));
+        for (index, value) in self.pcrs.iter().filter(|(_, value)| value.iter().any(|byte| *byte != 0)) {
+            lines.push(format!("{:<13} {}", format!("PCR{index}:"), hex::encode(value)));
+        }
+        lines.join("\n")
+    }
+}
+
+/// Label, how to ask the question, what to do when the answer is no.
+fn words(question: &str) -> (&'static str, &'static str, &'static str) {
+    match question {
+        "signature" => (
+            "signature:   ",
+            "the document has no shape to check",
+            "Do not trust this enclave. For stored evidence give the time it was made with --at.",
+        ),
+        "freshness" => (
+            "freshness:   ",
+            "give --max-age or --nonce",
+            "Ask for a new document with a nonce of your own, and check this machine's clock.",
+        ),
+        "measurements" => (
+            "measurements:",
+            "give --pcr or --measurements",
+            "Do not send it anything. If the image was updated, take the new values from a build of your own, never from the document.",
+        ),
+        _ => ("keyset:      ", "the evidence holds none", "Do not rely on anything that this keyset says."),
+    }
+}
+
+fn is_failed(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed(_))
+}
+
+fn rfc3339(time: UnixMillis) -> String {
+    let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000).ok();
+    at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| time.to_string())
+}
+
+fn time(text: &str) -> Result<UnixMillis, String> {
+    let at = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "expected a time like 2026-11-21T10:00:00Z")?;
+    let millis = at.unix_timestamp_nanos() / 1_000_000;
+    u64::try_from(millis).map(UnixMillis).map_err(|_| "expected a time after 1970".to_owned())
+}
+
+/// clap would take a bare vector for a repeated argument.
+#[derive(Clone)]
+struct Nonce(Vec<u8>);
+
+fn nonce(text: &str) -> Result<Nonce, String> {
+    match hex::decode(text) {
+        Ok(nonce) if !nonce.is_empty() => Ok(Nonce(nonce)),
+        _ => Err("expected hex".to_owned()),
+    }
+}
+
+const HELP: &str = "\
+Three questions, three answers; what was not asked for is reported as not checked and does not fail:
+  signature     did a Nitro hypervisor sign this, under AWS's root?         always asked
+  freshness     is it recent (--max-age), and made for me (--nonce)?        a future timestamp always fails
+  measurements  is it the code I want (--pcr, --measurements)?              debug mode always fails
+
+Examples:
+  subrosa verify --url https://inference.example.org --measurements eif.json
+  subrosa verify --document evidence.bin --at 2025-12-25T13:15:37Z --pcr 0=5cb70295... --json
+
+Exit code 0: nothing that was asked failed; 5: something did; 3: no evidence could be had. A live check without
+measurements says that an enclave is there, not which.";
