@@ -112,7 +112,7 @@ RED_FLAGS = [
 ]
 AMBER_FLAGS = [
     "Temperature is 39.4.", "{S} cannot keep fluids down.", "Pain is 8 out of 10.",
-    "Pain is 9 out of 10.", "It is getting rapidly worse.", "{S} is pregnant.",
+    "Pain is 9 out of 10.", "It is getting rapidly worse.", "{S} is immunosuppressed.",
     "{S} cannot bear weight.", "Heart rate is 118.", "{S} is on chemotherapy.",
     "There is spreading redness.", "{S} could not sleep because of the pain.",
     "{S} has had rigors.",
@@ -121,7 +121,7 @@ CALM_REMARKS = [
     "Temperature is 36.8.", "{S} is alert and talking.", "Pain is 2 out of 10.",
     "Pain is 3 out of 10.", "{S} denies confusion.", "No rigors.",
     "{S} walked in unaided.", "Heart rate is 72.", "Oxygen saturation is 98 percent.",
-    "{S} is not pregnant.", "Eating and drinking normally.", "Skin is warm and dry.",
+    "{S} is steady on the feet.", "Eating and drinking normally.", "Skin is warm and dry.",
     "No stiff neck.", "Looks well.", "Vital signs are normal.", "It is not getting worse.",
     "Blood pressure is 128 over 76.", "{S} is able to bear weight.",
 ]
