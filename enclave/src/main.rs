@@ -1,0 +1,62 @@
+//! `subrosa-enclave`: the service on Nitro. It gives the library vsock, the security module's device and the file of the
+//! measured image, and decides nothing else: there is no flag, no variable and no other file.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use address::{Address, ENCLAVE_PORT, PARENT_CID};
+use attestation::nsm::{Exchange, NsmError};
+use aws_nitro_enclaves_nsm_api::api::{Request, Response};
+use aws_nitro_enclaves_nsm_api::driver;
+use enclave::{Dialler, ImageConfiguration, Platform, SystemClock};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reason is in the log, as far as the parent may know it.
+        Err(Failed) => ExitCode::FAILURE,
+    }
+}
+
+struct Failed;
+
+fn run() -> Result<(), Failed> {
+    let image = std::fs::read_to_string(IMAGE_CONFIGURATION).map_err(|_| Failed)?;
+    let image = ImageConfiguration::parse(&image).map_err(|_| Failed)?;
+    let parent = Address::Vsock { cid: PARENT_CID, port: ENCLAVE_PORT };
+    let platform = Platform {
+        dialler: Dialler::at(&parent),
+        listener: parent,
+        nsm: Arc::new(Device::open().ok_or(Failed)?),
+        clock: Arc::new(SystemClock),
+        image,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|_| Failed)?;
+    // An enclave is ended from outside, by its hypervisor: nothing inside asks it to stop.
+    runtime.block_on(enclave::serve(platform, std::future::pending())).map_err(|_| Failed)
+}
+
+/// `/dev/nsm`.
+struct Device(i32);
+
+impl Device {
+    fn open() -> Option<Self> {
+        let descriptor = driver::nsm_init();
+        (descriptor >= 0).then_some(Self(descriptor))
+    }
+}
+
+impl Exchange for Device {
+    fn exchange(&self, request: Request) -> Result<Response, NsmError> {
+        Ok(driver::nsm_process_request(self.0, request))
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        driver::nsm_exit(self.0);
+    }
+}
+
+/// Inside the measured image.
+const IMAGE_CONFIGURATION: &str = "/etc/subrosa/image.toml";

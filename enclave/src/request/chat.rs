@@ -1,0 +1,350 @@
+//! The chat request of the OpenAI API: parsed once, valid afterwards.
+//!
+//! Members that we do not know are passed over, because clients send many that change nothing; what would change the
+//! answer and is not done here (tools, several choices, a JSON schema) is refused, and so are wrong types. The reasons
+//! are fixed texts: nothing of the request is in them.
+
+use inference::{MAX_STOP_BYTES, MAX_STOPS, Role, Sampling};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use std::fmt;
+use zeroize::Zeroizing;
+
+/// A valid chat request. No `Debug`: it holds a prompt.
+pub(super) struct ChatRequest {
+    pub(super) model: String,
+    pub(super) messages: Vec<(Role, Zeroizing<String>)>,
+    pub(super) sampling: Sampling,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+}
+
+impl ChatRequest {
+    /// Reads a body.
+    pub(super) fn parse(body: &[u8]) -> Result<Self, &'static str> {
+        let wire: Wire = serde_json::from_slice(body).map_err(|_| "the body is no chat request in JSON")?;
+        let Wire {
+            model,
+            messages,
+            max_tokens,
+            max_completion_tokens,
+            temperature,
+            top_p,
+            seed,
+            stop,
+            stream,
+            stream_options,
+            n,
+            tools,
+            functions,
+            response_format,
+            logprobs,
+        } = wire;
+        if messages.is_empty() {
+            return Err("messages must not be empty");
+        }
+        if n.is_some_and(|n| n != 1) {
+            return Err("n must be 1");
+        }
+        if tools.is_some_and(|tools| !tools.is_empty()) || functions.is_some_and(|functions| !functions.is_empty()) {
+            return Err("tools are not supported");
+        }
+        if response_format.is_some_and(|format| format.kind != "text") {
+            return Err("response_format must be text");
+        }
+        if logprobs == Some(true) {
+            return Err("logprobs are not supported");
+        }
+        let stream = stream.unwrap_or(false);
+        let max_tokens = match max_completion_tokens.or(max_tokens) {
+            None => None,
+            Some(0) => return Err("max_tokens must be at least 1"),
+            Some(tokens) => Some(usize::try_from(tokens).unwrap_or(usize::MAX)),
+        };
+        Ok(Self {
+            model,
+            messages: messages.into_iter().map(|message| (message.role.into(), message.content.0)).collect(),
+            sampling: sampling(temperature, top_p, seed, stop)?,
+            max_tokens,
+            stream,
+            include_usage: stream && stream_options.is_some_and(|options| options.include_usage == Some(true)),
+        })
+    }
+}
+
+fn sampling(
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    seed: Option<i64>,
+    stop: Option<Stop>,
+) -> Result<Sampling, &'static str> {
+    let temperature = temperature.unwrap_or(1.0);
+    if !(0.0..=2.0).contains(&temperature) {
+        return Err("temperature must lie between 0 and 2");
+    }
+    let top_p = top_p.unwrap_or(1.0);
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return Err("top_p must be above 0 and at most 1");
+    }
+    let stops = match stop {
+        None => Vec::new(),
+        Some(Stop(stops)) => stops,
+    };
+    if stops.len() > MAX_STOPS || stops.iter().any(|stop| stop.is_empty() || stop.len() > MAX_STOP_BYTES) {
+        return Err("stop must be a few short texts");
+    }
+    let seed = match seed {
+        Some(seed) => u64::from_le_bytes(seed.to_le_bytes()),
+        None => random_seed()?,
+    };
+    #[expect(clippy::cast_possible_truncation, reason = "both lie between 0 and 2")]
+    let (temperature, top_p) = (temperature as f32, (top_p as f32).max(f32::MIN_POSITIVE));
+    Ok(Sampling { temperature, top_k: 0, top_p, seed, stops })
+}
+
+/// Who gives no seed wants another answer each time.
+fn random_seed() -> Result<u64, &'static str> {
+    let mut seed = [0; 8];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut seed)
+        .map_err(|_| "there is no randomness")?;
+    Ok(u64::from_le_bytes(seed))
+}
+
+#[derive(Deserialize)]
+struct Wire {
+    model: String,
+    messages: Vec<WireMessage>,
+    max_tokens: Option<u64>,
+    max_completion_tokens: Option<u64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    seed: Option<i64>,
+    stop: Option<Stop>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    n: Option<u64>,
+    tools: Option<Vec<IgnoredAny>>,
+    functions: Option<Vec<IgnoredAny>>,
+    response_format: Option<ResponseFormat>,
+    logprobs: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct WireMessage {
+    role: WireRole,
+    content: Content,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WireRole {
+    System,
+    /// The newer name of `system`.
+    Developer,
+    User,
+    Assistant,
+}
+
+impl From<WireRole> for Role {
+    fn from(role: WireRole) -> Self {
+        match role {
+            WireRole::System | WireRole::Developer => Self::System,
+            WireRole::User => Self::User,
+            WireRole::Assistant => Self::Assistant,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct ResponseFormat {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// A text, or an array of text parts, which is their concatenation. Wiped.
+struct Content(Zeroizing<String>);
+
+/// One text or several. Wiped.
+struct Stop(Vec<Zeroizing<String>>);
+
+/// A text that is copied once, into memory that is wiped.
+struct Text(Zeroizing<String>);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneText;
+        impl Visitor<'_> for OneText {
+            type Value = Text;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a text")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(Zeroizing::new(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(OneText)
+    }
+}
+
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<Text>,
+}
+
+impl<'de> Deserialize<'de> for Content {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrParts;
+        impl<'de> Visitor<'de> for TextOrParts {
+            type Value = Content;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a text or an array of text parts")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Content, E> {
+                Ok(Content(Zeroizing::new(text.to_owned())))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Content, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(Part { kind, text }) = parts.next_element()? {
+                    match text {
+                        Some(Text(text)) if kind == "text" => texts.push(text),
+                        _ => return Err(de::Error::custom("only text parts are supported")),
+                    }
+                }
+                // Reserved at once: a buffer that grows would leave copies behind.
+                let mut whole = Zeroizing::new(String::with_capacity(texts.iter().map(|text| text.len()).sum()));
+                texts.iter().for_each(|text| whole.push_str(text));
+                Ok(Content(whole))
+            }
+        }
+        deserializer.deserialize_any(TextOrParts)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrSeveral;
+        impl<'de> Visitor<'de> for OneOrSeveral {
+            type Value = Stop;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a text or an array of texts")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Stop, E> {
+                Ok(Stop(vec![Zeroizing::new(text.to_owned())]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut texts: A) -> Result<Stop, A::Error> {
+                let mut stops = Vec::new();
+                while let Some(Text(text)) = texts.next_element()? {
+                    stops.push(text);
+                }
+                Ok(Stop(stops))
+            }
+        }
+        deserializer.deserialize_any(OneOrSeveral)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(members: &str) -> Result<ChatRequest, &'static str> {
+        ChatRequest::parse(
+            format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}]{members}}}"#).as_bytes(),
+        )
+    }
+
+    #[test]
+    fn what_openai_clients_send_is_read() {
+        let request = parse(
+            r#","max_tokens":5,"max_completion_tokens":7,"temperature":0,"top_p":0.5,"seed":-1,"stop":["a","b"],
+            "stream":true,"stream_options":{"include_usage":true},"user":"u","metadata":{"a":1},"tools":[],"n":1,
+            "response_format":{"type":"text"},"logprobs":false,"parallel_tool_calls":true"#,
+        )
+        .unwrap();
+        assert_eq!(request.model, "m");
+        assert_eq!(request.max_tokens, Some(7));
+        assert!(request.stream && request.include_usage);
+        assert_eq!(request.sampling.seed, u64::MAX);
+        assert_eq!(request.sampling.stops.len(), 2);
+        assert!(request.sampling.temperature.abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn nulls_stand_for_absent_members() {
+        let request = parse(r#","max_tokens":null,"stop":null,"stream":null,"temperature":null,"tools":null"#).unwrap();
+        assert!(request.max_tokens.is_none() && !request.stream && request.sampling.stops.is_empty());
+    }
+
+    #[test]
+    fn content_may_be_text_parts_and_roles_are_four() {
+        let body = br#"{"model":"m","messages":[{"role":"developer","content":"a"},{"role":"assistant","content":"b"},
+            {"role":"user","content":[{"type":"text","text":"c"},{"type":"text","text":"\u00e4\n"}],"name":"x"}]}"#;
+        let messages = ChatRequest::parse(body).ok().unwrap().messages;
+        let texts: Vec<_> = messages.iter().map(|(role, text)| (*role, text.as_str())).collect();
+        assert_eq!(texts, [(Role::System, "a"), (Role::Assistant, "b"), (Role::User, "c\u{e4}\n")]);
+    }
+
+    #[test]
+    fn wrong_types_and_what_would_change_the_answer_are_refused() {
+        for members in [
+            r#","stream":"yes""#,
+            r#","max_tokens":"5""#,
+            r#","max_tokens":0"#,
+            r#","max_tokens":-1"#,
+            r#","temperature":2.1"#,
+            r#","temperature":"hot""#,
+            r#","top_p":0"#,
+            r#","stop":[1]"#,
+            r#","stop":["a","b","c","d","e"]"#,
+            r#","stop":"""#,
+            r#","n":2"#,
+            r#","tools":[{"type":"function"}]"#,
+            r#","response_format":{"type":"json_object"}"#,
+            r#","logprobs":true"#,
+            r#","model":"twice""#,
+        ] {
+            assert!(parse(members).is_err(), "{members}");
+        }
+        for body in [
+            r#"{"model":"m","messages":[]}"#,
+            r#"{"model":"m"}"#,
+            r#"{"model":"m","messages":[{"role":"user"}]}"#,
+            r#"{"model":"m","messages":[{"role":"tool","content":"x"}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":5}]}"#,
+            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]}"#,
+            r#"[]"#,
+            "",
+            "{",
+        ] {
+            assert!(ChatRequest::parse(body.as_bytes()).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn no_refusal_quotes_the_request() {
+        let secret = r#","stream":"a very secret prompt""#;
+        let Err(reason) = parse(secret) else { panic!("refused") };
+        assert!(!reason.contains("secret"));
+    }
+
+    #[test]
+    fn without_a_seed_there_is_a_fresh_one() {
+        assert_ne!(parse("").ok().unwrap().sampling.seed, parse("").ok().unwrap().sampling.seed);
+    }
+}

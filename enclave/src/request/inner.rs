@@ -1,0 +1,132 @@
+//! The inner request: strict HTTP, not expired, for this enclave, for something that is served.
+
+use std::sync::Arc;
+
+use inference::Model;
+use sealing::http::{Method, Request};
+use sealing::message::Suite;
+use sealing::raw_aes::WrappingKey;
+
+use super::chat::ChatRequest;
+use super::open::{EXPIRES_AHEAD_SECONDS_MAX, Opened};
+use crate::service::Service;
+
+/// What to do, and how to seal what comes of it.
+pub(super) struct Order {
+    pub(super) task: Result<Task, InnerError>,
+    pub(super) reply_key: Option<WrappingKey>,
+    pub(super) suite: Suite,
+}
+
+/// What can be asked for.
+pub(super) enum Task {
+    /// `GET /v1/models`.
+    Models,
+    /// `POST /v1/chat/completions`.
+    Chat(Box<Chat>),
+}
+
+/// A chat request, and the model that it names.
+pub(super) struct Chat {
+    pub(super) model: Arc<Model>,
+    pub(super) request: ChatRequest,
+}
+
+impl Task {
+    /// Whether the answer is a stream of events.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, Self::Chat(chat) if chat.request.stream)
+    }
+}
+
+/// Reads the plaintext of an opened message. Whatever is wrong with it is said in a sealed answer.
+pub(super) fn read(service: &Service, opened: &Opened) -> Order {
+    let mut request = match Request::parse(opened.plaintext.as_bytes()) {
+        Ok(request) => request,
+        Err(_) => {
+            let task = Err(InnerError::InvalidRequest("the sealed content must be one HTTP/1.1 request"));
+            return Order { task, reply_key: None, suite: Suite::Commit };
+        }
+    };
+    let (reply_key, suite) = (request.take_reply_key(), request.answer_suite());
+    Order { task: task(service, opened, &request), reply_key, suite }
+}
+
+fn task(service: &Service, opened: &Opened, request: &Request<'_>) -> Result<Task, InnerError> {
+    let now = service.clock.unix_seconds();
+    let expires = request.expires();
+    if expires <= now {
+        return Err(InnerError::Expired);
+    }
+    if expires > now.saturating_add(EXPIRES_AHEAD_SECONDS_MAX) {
+        return Err(InnerError::InvalidRequest("Subrosa-Expires lies more than 900 seconds ahead"));
+    }
+    service.replays().expires(&opened.first_time, expires);
+    if request.enclave().is_some_and(|enclave| enclave != service.module_id) {
+        return Err(InnerError::WrongEnclave);
+    }
+    match (request.method(), request.target()) {
+        (Method::Get, "/v1/models") => Ok(Task::Models),
+        (Method::Post, "/v1/chat/completions") => {
+            let request = ChatRequest::parse(request.body()).map_err(InnerError::InvalidRequest)?;
+            let model = service.models.get(&request.model).ok_or(InnerError::UnknownModel)?;
+            Ok(Task::Chat(Box::new(Chat { model: Arc::clone(model), request })))
+        }
+        _ => Err(InnerError::InvalidRequest("expected POST /v1/chat/completions or GET /v1/models")),
+    }
+}
+
+/// The errors of a request that is open (docs/PROTOCOL.md, section 8). Their texts are fixed: nothing of a prompt is in
+/// them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum InnerError {
+    /// Not a request that is served.
+    #[error("{0}")]
+    InvalidRequest(&'static str),
+    /// A model that is not here.
+    #[error("this model is not served here; GET /v1/models lists those that are")]
+    UnknownModel,
+    /// Pinned to another enclave, or to an earlier life of this one.
+    #[error("the request names another enclave in Subrosa-Enclave")]
+    WrongEnclave,
+    /// Too late.
+    #[error("the request has expired")]
+    Expired,
+    /// Too long for the model.
+    #[error("the messages are too long for the model's context")]
+    ContextTooLong,
+    /// Something of ours failed.
+    #[error("the enclave failed to answer")]
+    Internal,
+    /// The time for the whole request is over.
+    #[error("the answer could not be completed in time")]
+    Timeout,
+}
+
+impl InnerError {
+    /// The HTTP status inside.
+    pub(super) fn status(self) -> u16 {
+        match self {
+            Self::InvalidRequest(_) => 400,
+            Self::UnknownModel => 404,
+            Self::WrongEnclave => 409,
+            Self::Expired => 410,
+            Self::ContextTooLong => 413,
+            Self::Internal => 500,
+            Self::Timeout => 504,
+        }
+    }
+
+    /// The code inside.
+    pub(super) fn code(self) -> &'static str {
+        match self {
+            Self::InvalidRequest(_) => "invalid-request",
+            Self::UnknownModel => "unknown-model",
+            Self::WrongEnclave => "wrong-enclave",
+            Self::Expired => "expired",
+            Self::ContextTooLong => "context-too-long",
+            Self::Internal => "internal",
+            Self::Timeout => "timeout",
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! One sealed request, from its first byte to the last of its answer.
+//!
+//! ```text
+//! header -> context and key -> authenticated -> first time -> body -> true end     (open)
+//!        -> strict HTTP -> not expired, for us -> valid chat request               (inner)
+//!        -> a key for the answer                                                   (reply)
+//!        -> a place in the engine -> tokens -> sealed frames                       (produce)
+//! ```
+//! Up to the third line a refusal is the parent's to see, so there is one code for everything that went wrong with the
+//! message. From there on everything is said inside a sealed answer.
+
+mod chat;
+mod inner;
+mod open;
+mod produce;
+mod reply;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hyper::body::Incoming;
+use inference::Cancel;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, timeout_at};
+
+use crate::log::{self, Event, Hash, Refusal};
+use crate::service::{AnswerBody, PieceSender, Service};
+
+use inner::{InnerError, Order, Task};
+use produce::Production;
+
+/// Opens a request and begins to answer it.
+pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<AnswerBody, Refusal> {
+    let permit = Arc::clone(&service.requests).try_acquire_owned().map_err(|_| Refusal::Busy)?;
+    let deadline = Instant::now() + service.configuration.limits.request_time;
+    let opened = timeout_at(deadline, open::open(&service, body)).await.map_err(|_| Refusal::SlowRequest)??;
+    let Order { task, reply_key, suite } = inner::read(&service, &opened);
+    let open::Opened { plaintext, tenant, message_id, first_time: _ } = opened;
+    // From here on the prompt lives in the order alone.
+    drop(plaintext);
+    let frame_length = if task.as_ref().is_ok_and(Task::is_stream) { STREAM_FRAME } else { WHOLE_FRAME };
+    let sealing = reply::begin(&service, &tenant, reply_key, suite, frame_length);
+    let writer = timeout_at(deadline, sealing).await.map_err(|_| Refusal::Timeout)??;
+
+    let cancel = Cancel::new();
+    let (sender, body) = AnswerBody::stream(cancel.clone());
+    let work = Work { task, deadline, cancel, permit };
+    let production =
+        Production { writer, sender, in_reply_to: message_id, frame_length: frame_length as usize, frames: 0 };
+    tokio::spawn(work.run(service, production, Hash(tenant.sha256())));
+    Ok(body)
+}
+
+/// What is left to do once the answer's channel stands.
+struct Work {
+    task: Result<Task, InnerError>,
+    deadline: Instant,
+    cancel: Cancel,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Work {
+    async fn run(self, service: Arc<Service>, production: Production, tenant: Hash<32>) {
+        let Self { task, deadline, cancel, permit } = self;
+        let slot = match &task {
+            Ok(Task::Chat(_)) => match wait_for_engine(&service, deadline, &production.sender).await {
+                Slot::Free(slot) => Some(slot),
+                Slot::TimeIsOver => return finish(produce_error(production, InnerError::Timeout).await, tenant),
+                Slot::NobodyWaits => return log::write(Event::Abandoned { tenant }),
+            },
+            Ok(Task::Models) | Err(_) => None,
+        };
+        let late = Arc::new(AtomicBool::new(false));
+        let timer = tokio::spawn({
+            let (late, cancel) = (Arc::clone(&late), cancel.clone());
+            async move {
+                tokio::time::sleep_until(deadline).await;
+                late.store(true, Ordering::Relaxed);
+                cancel.cancel();
+            }
+        });
+        // A panic in here ends this answer, whose reader sees the stream reset.
+        let produced =
+            tokio::task::spawn_blocking(move || production.run(&service, task, &cancel, &late)).await.unwrap_or(None);
+        timer.abort();
+        drop((slot, permit));
+        finish(produced, tenant);
+    }
+}
+
+enum Slot {
+    Free(OwnedSemaphorePermit),
+    TimeIsOver,
+    NobodyWaits,
+}
+
+/// Answers are computed a few at a time; the others wait in their order.
+async fn wait_for_engine(service: &Service, deadline: Instant, sender: &PieceSender) -> Slot {
+    tokio::select! {
+        slot = timeout_at(deadline, Arc::clone(&service.engine).acquire_owned()) => match slot {
+            Ok(Ok(slot)) => Slot::Free(slot),
+            Ok(Err(_)) | Err(_) => Slot::TimeIsOver,
+        },
+        () = sender.closed() => Slot::NobodyWaits,
+    }
+}
+
+async fn produce_error(production: Production, error: InnerError) -> Option<u64> {
+    tokio::task::spawn_blocking(move || production.error(error)).await.unwrap_or(None)
+}
+
+fn finish(frames: Option<u64>, tenant: Hash<32>) {
+    log::write(match frames {
+        Some(frames) => Event::Answered { tenant, frames },
+        None => Event::Abandoned { tenant },
+    });
+}
+
+/// docs/PROTOCOL.md, section 4: "frame length, answer: 512 for streams, 4,096 otherwise".
+const STREAM_FRAME: u32 = 512;
+const WHOLE_FRAME: u32 = 4_096;

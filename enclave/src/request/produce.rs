@@ -1,0 +1,378 @@
+//! Making the answer, on a blocking thread: content first, padded to whole frames, then sealed, then handed over.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use inference::{Cancel, FinishReason, Finished, GenerateError, Message, Prompt, PromptError, Token};
+use sealing::SecretBytes;
+use sealing::http::{ResponseHead, SsePacker, padding};
+use sealing::message::MessageId;
+use sealing::writer::MessageWriter;
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::inner::{Chat, InnerError, Task};
+use crate::service::{Piece, PieceSender, Service};
+
+/// A sealed answer in the making.
+pub(super) struct Production {
+    pub(super) writer: MessageWriter,
+    pub(super) sender: PieceSender,
+    pub(super) in_reply_to: MessageId,
+    pub(super) frame_length: usize,
+    /// Frames handed over so far.
+    pub(super) frames: u64,
+}
+
+/// The answer cannot go on: nobody reads it, or it cannot be sealed. It is dropped, and the stream is reset.
+struct Gone;
+
+impl Production {
+    /// Makes the whole answer. Returns its number of frames; `None` when it was given up.
+    pub(super) fn run(
+        self,
+        service: &Service,
+        task: Result<Task, InnerError>,
+        cancel: &Cancel,
+        late: &AtomicBool,
+    ) -> Option<u64> {
+        match task {
+            Err(error) => self.error(error),
+            Ok(Task::Models) => self.models(service),
+            Ok(Task::Chat(chat)) => self.chat(service, &chat, cancel, late),
+        }
+    }
+
+    /// `{"error":{"code","message"}}` (docs/PROTOCOL.md, section 8).
+    pub(super) fn error(self, error: InnerError) -> Option<u64> {
+        self.json(error.status(), &ErrorBody::of(error)).ok()
+    }
+
+    fn models(self, service: &Service) -> Option<u64> {
+        let data = service
+            .models
+            .keys()
+            .map(|id| ModelEntry { id, object: "model", created: 0, owned_by: "subrosa" })
+            .collect();
+        self.json(200, &ModelList { object: "list", data }).ok()
+    }
+
+    fn chat(self, service: &Service, chat: &Chat, cancel: &Cancel, late: &AtomicBool) -> Option<u64> {
+        let Chat { model, request } = chat;
+        let messages: Vec<Message<'_>> =
+            request.messages.iter().map(|(role, content)| Message { role: *role, content }).collect();
+        let prompt = match model.prompt(&messages) {
+            Ok(prompt) => prompt,
+            Err(error) => return self.error(prompt_error(error)),
+        };
+        let most = service.configuration.limits.max_tokens;
+        let max_tokens = request.max_tokens.unwrap_or(most).min(most).min(model.room_after(&prompt));
+        let answering = Answering {
+            chat,
+            prompt,
+            max_tokens,
+            cancel,
+            late,
+            id: format!("chatcmpl-{:.24}", self.writer.message_id().to_string()),
+            created: service.clock.unix_seconds(),
+        };
+        let made = if request.stream { answering.stream(self) } else { answering.whole(self) };
+        made.ok()
+    }
+
+    /// One JSON document: padded by trailing spaces, its length stated.
+    fn json(mut self, status: u16, value: &impl Serialize) -> Result<u64, Gone> {
+        let mut body = SecretBytes::from_vec(to_json(value)?);
+        padding::json(&mut body, self.frame_length);
+        self.head(status, "application/json", Some(body.len() as u64))?;
+        for frames in body.as_bytes().chunks(self.frame_length * FRAMES_AT_ONCE) {
+            self.frames(frames)?;
+        }
+        self.end()
+    }
+
+    /// The header of the message, and the head of the answer in whole frames.
+    fn head(&mut self, status: u16, content_type: &str, content_length: Option<u64>) -> Result<(), Gone> {
+        let in_reply_to = self.in_reply_to;
+        let head = ResponseHead { status, in_reply_to, content_type: content_type.to_owned(), content_length };
+        let head = head.to_frames(self.frame_length).map_err(|_| Gone)?;
+        let header = self.writer.header().to_vec();
+        self.seal(header, head.as_bytes())
+    }
+
+    /// Whole frames.
+    fn frames(&mut self, plaintext: &[u8]) -> Result<(), Gone> {
+        self.seal(Vec::new(), plaintext)
+    }
+
+    fn seal(&mut self, mut out: Vec<u8>, plaintext: &[u8]) -> Result<(), Gone> {
+        self.writer.write(plaintext, &mut out).map_err(|_| Gone)?;
+        self.frames += (plaintext.len() / self.frame_length) as u64;
+        self.sender.send(Piece::Bytes(Bytes::from(out))).map_err(|_| Gone)
+    }
+
+    /// The final frame, which marks the true end.
+    fn end(self) -> Result<u64, Gone> {
+        let Self { writer, sender, in_reply_to: _, frame_length: _, frames } = self;
+        let mut out = Vec::new();
+        writer.finish(&mut out).map_err(|_| Gone)?;
+        sender.send(Piece::Bytes(Bytes::from(out))).map_err(|_| Gone)?;
+        sender.send(Piece::End).map_err(|_| Gone)?;
+        Ok(frames + 1)
+    }
+}
+
+/// Everything about one chat answer but where it goes.
+struct Answering<'a> {
+    chat: &'a Chat,
+    prompt: Prompt,
+    max_tokens: usize,
+    cancel: &'a Cancel,
+    late: &'a AtomicBool,
+    id: String,
+    created: u64,
+}
+
+impl Answering<'_> {
+    /// Server-Sent Events: one token, one frame.
+    fn stream(&self, mut to: Production) -> Result<u64, Gone> {
+        let mut packer = SsePacker::new(to.frame_length).map_err(|_| Gone)?;
+        to.head(200, "text/event-stream", None)?;
+        self.event(&mut packer, &self.chunk(Delta { role: Some("assistant"), content: Some("") }, None))?;
+        to.frames(packer.frame().as_bytes())?;
+        let mut gone = false;
+        let finished = self.generate(&mut |token| {
+            let sent = (!token.text.is_empty())
+                .then(|| self.event(&mut packer, &self.chunk(Delta { role: None, content: Some(token.text) }, None)))
+                .unwrap_or(Ok(()))
+                .and_then(|()| to.frames(packer.frame().as_bytes()));
+            gone = sent.is_err();
+            if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if gone {
+            return Err(Gone);
+        }
+        match finished.and_then(|finished| Ok((finished, self.reason(finished)?))) {
+            Ok((finished, reason)) => {
+                self.event(&mut packer, &self.chunk(Delta { role: None, content: None }, Some(reason)))?;
+                if self.chat.request.include_usage {
+                    self.event(
+                        &mut packer,
+                        &Chunk { choices: Vec::new(), usage: Some(usage(finished)), ..self.empty() },
+                    )?;
+                }
+                packer.push_event("[DONE]").map_err(|_| Gone)?;
+            }
+            Err(Fault::Gone) => return Err(Gone),
+            Err(Fault::Inner(error)) => self.event(&mut packer, &ErrorBody::of(error))?,
+        }
+        while !packer.is_empty() {
+            to.frames(packer.frame().as_bytes())?;
+        }
+        to.end()
+    }
+
+    /// One JSON document.
+    fn whole(&self, to: Production) -> Result<u64, Gone> {
+        let mut text = SecretBytes::with_capacity(self.max_tokens.min(4096) * 8);
+        let finished = self.generate(&mut |token| {
+            text.extend(token.text.as_bytes());
+            if to.sender.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        let (finished, reason) = match finished.and_then(|finished| Ok((finished, self.reason(finished)?))) {
+            Ok(finished) => finished,
+            Err(Fault::Gone) => return Err(Gone),
+            Err(Fault::Inner(error)) => return to.json(error.status(), &ErrorBody::of(error)),
+        };
+        let content = std::str::from_utf8(text.as_bytes()).map_err(|_| Gone)?;
+        to.json(
+            200,
+            &Completion {
+                id: &self.id,
+                object: "chat.completion",
+                created: self.created,
+                model: &self.chat.request.model,
+                choices: [Choice {
+                    index: 0,
+                    message: AnswerMessage { role: "assistant", content },
+                    finish_reason: reason,
+                }],
+                usage: usage(finished),
+            },
+        )
+    }
+
+    fn generate(&self, on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>) -> Result<Finished, Fault> {
+        let Chat { model, request } = self.chat;
+        model.generate(&self.prompt, &request.sampling, self.max_tokens, self.cancel, on_token).map_err(|error| {
+            Fault::Inner(match error {
+                GenerateError::ContextTooLong { .. } => InnerError::ContextTooLong,
+                GenerateError::Sampling(_) | GenerateError::NoTokens => {
+                    InnerError::InvalidRequest("a sampling parameter is out of range")
+                }
+                GenerateError::ForeignPrompt | GenerateError::NotANumber | GenerateError::Engine => {
+                    InnerError::Internal
+                }
+            })
+        })
+    }
+
+    fn reason(&self, finished: Finished) -> Result<&'static str, Fault> {
+        match finished.reason {
+            FinishReason::End | FinishReason::Stop => Ok("stop"),
+            FinishReason::Length => Ok("length"),
+            FinishReason::Cancelled if self.late.load(Ordering::Relaxed) => Err(Fault::Inner(InnerError::Timeout)),
+            FinishReason::Cancelled | FinishReason::Receiver => Err(Fault::Gone),
+        }
+    }
+
+    fn event(&self, packer: &mut SsePacker, value: &impl Serialize) -> Result<(), Gone> {
+        let json = Zeroizing::new(to_json(value)?);
+        packer.push_event(std::str::from_utf8(&json).map_err(|_| Gone)?).map_err(|_| Gone)
+    }
+
+    fn empty(&self) -> Chunk<'_> {
+        Chunk {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: &self.chat.request.model,
+            choices: Vec::new(),
+            usage: None,
+        }
+    }
+
+    fn chunk<'a>(&'a self, delta: Delta<'a>, finish_reason: Option<&'static str>) -> Chunk<'a> {
+        Chunk { choices: vec![ChunkChoice { index: 0, delta, finish_reason }], ..self.empty() }
+    }
+}
+
+enum Fault {
+    Gone,
+    Inner(InnerError),
+}
+
+fn prompt_error(error: PromptError) -> InnerError {
+    match error {
+        PromptError::TooManyBytes { .. } | PromptError::TooManyTokens { .. } => InnerError::ContextTooLong,
+        PromptError::Empty | PromptError::TooManyMessages(_) => {
+            InnerError::InvalidRequest("too few or too many messages")
+        }
+        PromptError::Template(_) => InnerError::InvalidRequest("the model's chat template refuses these messages"),
+        PromptError::UnknownToken(_) | PromptError::NoTemplate | PromptError::Tokenizer => InnerError::Internal,
+    }
+}
+
+/// JSON in a buffer that does not grow for the usual sizes, so that no copies are left behind.
+fn to_json(value: &impl Serialize) -> Result<Vec<u8>, Gone> {
+    struct Wiping(SecretBytes);
+    impl std::io::Write for Wiping {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut out = Wiping(SecretBytes::with_capacity(1024));
+    serde_json::to_writer(&mut out, value).map_err(|_| Gone)?;
+    Ok(out.0.as_bytes().to_vec())
+}
+
+fn usage(finished: Finished) -> Usage {
+    let Finished { reason: _, prompt_tokens, completion_tokens } = finished;
+    Usage { prompt_tokens, completion_tokens, total_tokens: prompt_tokens + completion_tokens }
+}
+
+#[derive(Serialize)]
+struct ErrorBody {
+    error: ErrorMembers,
+}
+
+#[derive(Serialize)]
+struct ErrorMembers {
+    code: &'static str,
+    message: String,
+}
+
+impl ErrorBody {
+    fn of(error: InnerError) -> Self {
+        Self { error: ErrorMembers { code: error.code(), message: error.to_string() } }
+    }
+}
+
+#[derive(Serialize)]
+struct ModelList<'a> {
+    object: &'static str,
+    data: Vec<ModelEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct ModelEntry<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+}
+
+#[derive(Serialize)]
+struct Completion<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: [Choice<'a>; 1],
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    message: AnswerMessage<'a>,
+    finish_reason: &'static str,
+}
+
+#[derive(Serialize)]
+struct AnswerMessage<'a> {
+    role: &'static str,
+    content: &'a str,
+}
+
+#[derive(Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<ChunkChoice<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+#[derive(Serialize)]
+struct ChunkChoice<'a> {
+    index: u32,
+    delta: Delta<'a>,
+    finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Delta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+}
+
+/// Frames that are handed over in one piece where the whole answer is known.
+const FRAMES_AT_ONCE: usize = 4;
