@@ -29,6 +29,9 @@ pub(crate) const IV_LENGTH: usize = 12;
 /// AES-GCM's tag as both suites use it.
 pub(crate) const TAG_LENGTH: usize = 16;
 
+/// What comes before the content of a regular frame: sequence number, IV.
+pub(crate) const REGULAR_HEAD_LENGTH: usize = 4 + IV_LENGTH;
+
 /// There is no sequence number for another regular frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exhausted;

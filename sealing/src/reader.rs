@@ -34,10 +34,12 @@
 //! ```
 
 mod body;
+mod error;
 mod header;
 mod held;
 
-pub use body::{BodyReader, End, OpenError, Provisional};
+pub use body::{BodyReader, End, Provisional};
+pub use error::OpenError;
 pub use header::{Framing, Header, HeaderError, HeaderReader, Progress, UnverifiedHeader};
 pub use held::{Held, Plaintext};
 

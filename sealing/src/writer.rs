@@ -20,7 +20,7 @@
 use ring::aead::{Aad, LessSafeKey};
 use zeroize::Zeroize;
 
-use crate::frame::{Content, Counter, SEQUENCE_END, Sequence, TAG_LENGTH};
+use crate::frame::{Content, Counter, REGULAR_HEAD_LENGTH, SEQUENCE_END, Sequence, TAG_LENGTH};
 use crate::message::{
     ContextError, DataKey, EncryptedDataKey, EncryptionContext, MAX_FRAME_LENGTH, MessageId, RESERVED_PREFIX,
     SIGNATURE_KEY, Suite,
@@ -55,6 +55,12 @@ pub struct MessageWriter {
     signer: Option<Signer>,
 }
 
+/// What surrounds a frame that was sealed where it lies.
+pub struct SealedFrame {
+    head: [u8; REGULAR_HEAD_LENGTH],
+    tag: [u8; TAG_LENGTH],
+}
+
 /// Why a message cannot be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
@@ -70,6 +76,18 @@ pub enum SealError {
     /// A field of an encrypted data key that is too long.
     #[error("a field of an encrypted data key has {0} bytes, at most 65535 fit")]
     EncryptedDataKeyLength(usize),
+    /// Not one whole frame to be sealed in place.
+    #[error(
+        "sealing in place takes exactly one frame of {expected} bytes and nothing waiting; this has {found}, {waiting} wait"
+    )]
+    NotOneFrame {
+        /// Bytes given.
+        found: usize,
+        /// The frame length.
+        expected: usize,
+        /// Bytes written before that do not fill a frame yet.
+        waiting: usize,
+    },
     /// More frames than the format can number.
     #[error("the message has more frames than the format can number; choose longer frames")]
     TooManyFrames,
@@ -159,6 +177,20 @@ impl SealParameters {
     }
 }
 
+impl SealedFrame {
+    /// Goes out before the frame.
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Goes out after the frame.
+    #[must_use]
+    pub fn tag(&self) -> &[u8] {
+        &self.tag
+    }
+}
+
 impl MessageWriter {
     /// A writer of the message that `parameters` describe. `encrypted_data_keys` all hold `data_key`, under the
     /// parameters' whole context.
@@ -227,6 +259,31 @@ impl MessageWriter {
         Ok(())
     }
 
+    /// Seals one whole frame where it lies, without a copy: what goes out is [`SealedFrame::head`], `frame`,
+    /// [`SealedFrame::tag`].
+    ///
+    /// # Errors
+    /// [`SealError::NotOneFrame`] when `frame` has not exactly the frame length, or plaintext from
+    /// [`write`](Self::write) waits to go out first; [`SealError::TooManyFrames`]. `frame` is unchanged then.
+    pub fn seal_in_place(&mut self, frame: &mut [u8]) -> Result<SealedFrame, SealError> {
+        let (found, expected) = (frame.len(), self.frame_length);
+        if found != expected || !self.pending.is_empty() {
+            return Err(SealError::NotOneFrame { found, expected, waiting: self.pending.len() });
+        }
+        let sequence = self.counter.regular().map_err(|_| SealError::TooManyFrames)?;
+        let head = regular_head(sequence);
+        let aad = Aad::from(Content::Regular.aad(&self.message_id, sequence, found));
+        let Ok(tag) = self.key.seal_in_place_separate_tag(sequence.nonce(), aad, frame) else {
+            frame.zeroize();
+            return Err(SealError::Refused("seal a frame"));
+        };
+        let tag: [u8; TAG_LENGTH] = tag.as_ref().try_into().map_err(|_| SealError::Refused("seal a frame"))?;
+        if let Some(signer) = &mut self.signer {
+            [&head[..], frame, &tag].iter().for_each(|part| signer.update(part));
+        }
+        Ok(SealedFrame { head, tag })
+    }
+
     /// Appends the final frame, which may be empty, and under 0x0578 the signature.
     ///
     /// # Errors
@@ -253,14 +310,20 @@ impl MessageWriter {
     fn regular(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<(), SealError> {
         let sequence = self.counter.regular().map_err(|_| SealError::TooManyFrames)?;
         let start = out.len();
-        out.extend_from_slice(&sequence.to_bytes());
-        out.extend_from_slice(&sequence.iv());
+        out.extend_from_slice(&regular_head(sequence));
         seal(&self.key, &self.message_id, Content::Regular, sequence, plaintext, out)?;
         if let Some(signer) = &mut self.signer {
             signer.update(out.get(start..).unwrap_or_default());
         }
         Ok(())
     }
+}
+
+/// Sequence number, IV.
+fn regular_head(sequence: Sequence) -> [u8; REGULAR_HEAD_LENGTH] {
+    let mut head = [0; REGULAR_HEAD_LENGTH];
+    head.iter_mut().zip(sequence.to_bytes().into_iter().chain(sequence.iv())).for_each(|(to, from)| *to = from);
+    head
 }
 
 /// Appends the sealed plaintext and its tag to `out`. Room is made first, so that no plaintext is ever left in an

@@ -1,9 +1,11 @@
 //! The body: each frame is released as soon as it is authenticated, and the end is known to be the true end.
 
 use ring::aead::{Aad, LessSafeKey};
+use zeroize::Zeroize;
 
-use super::header::{Framing, Header, HeaderError};
-use crate::frame::{Content, Counter, IV_LENGTH, SEQUENCE_END, Sequence, TAG_LENGTH};
+use super::error::OpenError;
+use super::header::{Framing, Header};
+use crate::frame::{Content, Counter, IV_LENGTH, REGULAR_HEAD_LENGTH, SEQUENCE_END, Sequence, TAG_LENGTH};
 use crate::message::MessageId;
 use crate::secret::SecretBytes;
 use crate::signature::{MAX_SIGNATURE_LENGTH, Signed, Verifier};
@@ -26,7 +28,7 @@ pub struct BodyReader {
 ///
 /// No `Debug`, no `Clone`; the bytes are wiped when the next frame arrives or the reader goes.
 pub struct Provisional<'a> {
-    message_id: &'a MessageId,
+    message_id: MessageId,
     bytes: &'a [u8],
     is_final: bool,
 }
@@ -36,72 +38,6 @@ pub struct Provisional<'a> {
 pub struct End {
     message_id: MessageId,
     length: u64,
-}
-
-/// Why a message does not open.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum OpenError {
-    /// A header that is malformed or outside the limits.
-    #[error(transparent)]
-    Malformed(#[from] HeaderError),
-    /// The caller had no data key for this header.
-    #[error("there is no data key for this message")]
-    Key,
-    /// The header commits to another data key.
-    #[error("the message was not sealed with this data key")]
-    Commitment,
-    /// The header was changed.
-    #[error("the header is not authentic")]
-    Header,
-    /// A frame out of its place.
-    #[error("a frame is missing, repeated or out of order: expected number {expected}, found {found}")]
-    Sequence {
-        /// The number that comes next.
-        expected: u32,
-        /// The number that came.
-        found: u32,
-    },
-    /// An IV that is not the frame's number.
-    #[error("the IV of frame {0} is not the one of its number")]
-    Iv(u32),
-    /// A final frame longer than the frame length, or unframed content longer than the limit.
-    #[error("the last piece of content is longer than allowed: {found} bytes, at most {most}")]
-    Length {
-        /// The length it says it has.
-        found: u64,
-        /// The frame length, or the reader's limit.
-        most: u64,
-    },
-    /// A changed frame.
-    #[error("frame {0} is not authentic")]
-    Frame(u32),
-    /// More frames than the format can number.
-    #[error("the message has more frames than the format can number")]
-    TooManyFrames,
-    /// A footer that says it is longer than any signature.
-    #[error("the footer says that the signature has {0} bytes, expected 8 to 104")]
-    SignatureLength(u16),
-    /// A signature by another key, or of other bytes.
-    #[error("the signature is not good")]
-    Signature,
-    /// Bytes after the end.
-    #[error("there are bytes after the end of the message")]
-    TrailingBytes,
-    /// The end did not come.
-    #[error("the message is incomplete: its end did not come")]
-    Incomplete,
-    /// A message that was refused before.
-    #[error("the message was already refused")]
-    AlreadyRefused,
-    /// More plaintext than the caller wants to hold.
-    #[error("the message holds more than {most} bytes")]
-    TooMuchPlaintext {
-        /// The caller's limit.
-        most: usize,
-    },
-    /// The end of another message, or frames left out.
-    #[error("what was held is not the whole message that ended")]
-    NotThisMessage,
 }
 
 enum State {
@@ -139,45 +75,47 @@ impl BodyReader {
     }
 
     /// Takes bytes off `input` until a frame is whole and authentic, and releases it; `None` when `input` is used up.
-    /// Call it until it returns `None`.
+    /// Call it until it returns `None`. Each byte is copied once, into the one buffer that all frames share.
     ///
     /// # Errors
     /// [`OpenError`] for anything that is not the next part of this message. After an error there is nothing more to read.
     pub fn push(&mut self, input: &mut &[u8]) -> Result<Option<Provisional<'_>>, OpenError> {
         loop {
-            match std::mem::replace(&mut self.state, State::Failed) {
-                State::Head(counter) => match self.head(counter, input)? {
-                    Step::Short(counter) => {
-                        self.state = State::Head(counter);
-                        return Ok(None);
-                    }
-                    Step::Done(frame) => self.state = State::Frame(frame),
-                },
-                State::Frame(frame) => match self.content(frame, input)? {
-                    Step::Short(frame) => {
-                        self.state = State::Frame(frame);
-                        return Ok(None);
-                    }
-                    Step::Done((is_final, next)) => {
-                        self.state = next;
-                        let (message_id, bytes) = (&self.header.message_id(), self.frame.as_bytes());
-                        let bytes = bytes.get(..bytes.len().saturating_sub(TAG_LENGTH)).unwrap_or_default();
-                        return Ok(Some(Provisional { message_id, bytes, is_final }));
-                    }
-                },
-                State::Footer(verifier) => match self.footer(verifier, input)? {
-                    Step::Short(verifier) => {
-                        self.state = State::Footer(verifier);
-                        return Ok(None);
-                    }
-                    Step::Done(signed) => self.state = State::Ended(Some(signed)),
-                },
-                State::Ended(signed) if input.is_empty() => {
-                    self.state = State::Ended(signed);
-                    return Ok(None);
+            match self.step(input)? {
+                Moved::Short => return Ok(None),
+                Moved::On => {}
+                Moved::Released { is_final } => return Ok(Some(self.released(is_final))),
+            }
+        }
+    }
+
+    /// Like [`push`](Self::push), but a frame that lies in `input` as a whole is opened there, without a copy. Its
+    /// plaintext stays in the caller's buffer: it is the caller's to wipe.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push). What did not open is overwritten.
+    pub fn push_in_place<'r, 'i: 'r>(
+        &'r mut self,
+        input: &mut &'i mut [u8],
+    ) -> Result<Option<Provisional<'r>>, OpenError> {
+        loop {
+            if let Some(whole) = self.untouched_frame().filter(|whole| *whole <= input.len()) {
+                let (now, later) = std::mem::take(input).split_at_mut_checked(whole).unwrap_or_default();
+                *input = later;
+                if let State::Frame(frame) = std::mem::replace(&mut self.state, State::Failed) {
+                    let (is_final, next) = self.open(frame, Place::Caller(&mut *now))?;
+                    self.state = next;
+                    return Ok(Some(Provisional::new(self.header.message_id(), now, is_final)));
                 }
-                State::Ended(_) => return Err(OpenError::TrailingBytes),
-                State::Failed => return Err(OpenError::AlreadyRefused),
+            }
+            let mut view: &[u8] = input;
+            let moved = self.step(&mut view)?;
+            let taken = input.len().saturating_sub(view.len());
+            *input = std::mem::take(input).get_mut(taken..).unwrap_or_default();
+            match moved {
+                Moved::Short => return Ok(None),
+                Moved::On => {}
+                Moved::Released { is_final } => return Ok(Some(self.released(is_final))),
             }
         }
     }
@@ -194,6 +132,42 @@ impl BodyReader {
             State::Ended(_) => Err(OpenError::Signature),
             State::Failed => Err(OpenError::AlreadyRefused),
             State::Head(_) | State::Frame(_) | State::Footer(_) => Err(OpenError::Incomplete),
+        }
+    }
+
+    /// One step: a head, a frame or the footer, or as much of it as there is.
+    fn step(&mut self, input: &mut &[u8]) -> Result<Moved, OpenError> {
+        let (next, moved) = match std::mem::replace(&mut self.state, State::Failed) {
+            State::Head(counter) => match self.head(counter, input)? {
+                Step::Short(counter) => (State::Head(counter), Moved::Short),
+                Step::Done(frame) => (State::Frame(frame), Moved::On),
+            },
+            State::Frame(frame) => match self.content(frame, input)? {
+                Step::Short(frame) => (State::Frame(frame), Moved::Short),
+                Step::Done((is_final, next)) => (next, Moved::Released { is_final }),
+            },
+            State::Footer(verifier) => match self.footer(verifier, input)? {
+                Step::Short(verifier) => (State::Footer(verifier), Moved::Short),
+                Step::Done(signed) => (State::Ended(Some(signed)), Moved::On),
+            },
+            State::Ended(signed) if input.is_empty() => (State::Ended(signed), Moved::Short),
+            State::Ended(_) => return Err(OpenError::TrailingBytes),
+            State::Failed => return Err(OpenError::AlreadyRefused),
+        };
+        self.state = next;
+        Ok(moved)
+    }
+
+    /// The frame that was just opened in the buffer of all frames.
+    fn released(&self, is_final: bool) -> Provisional<'_> {
+        Provisional::new(self.header.message_id(), self.frame.as_bytes(), is_final)
+    }
+
+    /// The bytes of the frame whose head has been read and of whose content nothing has been taken yet.
+    fn untouched_frame(&self) -> Option<usize> {
+        match &self.state {
+            State::Frame(frame) if self.frame.is_empty() => Some(frame.whole()),
+            _ => None,
         }
     }
 
@@ -272,33 +246,42 @@ impl BodyReader {
 
     /// Reads content and tag, and opens them.
     fn content(&mut self, frame: Frame, input: &mut &[u8]) -> Result<Step<Frame, (bool, State)>, OpenError> {
-        let whole = frame.length.saturating_add(TAG_LENGTH);
+        let whole = frame.whole();
         let missing = whole.saturating_sub(self.frame.len());
         let (now, later) = input.split_at_checked(missing).unwrap_or((input, &[]));
-        // The length is within the limits, and the key is known to the writer. Room is made once, and in full, so that
-        // no half-filled frame is ever moved.
+        // The length is within the limits, and the writer of the header knew the key. Room is made once, and in full.
         self.frame.make_room(missing);
         self.frame.extend(now);
         *input = later;
         if self.frame.len() < whole {
             return Ok(Step::Short(frame));
         }
+        self.open(frame, Place::Ours).map(Step::Done)
+    }
+
+    /// Opens a frame where it lies. Whether it was the last, and what comes next.
+    fn open(&mut self, frame: Frame, place: Place<'_>) -> Result<(bool, State), OpenError> {
+        let bytes = match place {
+            Place::Ours => self.frame.as_mut_bytes(),
+            Place::Caller(bytes) => bytes,
+        };
         if let Some(verifier) = &mut self.verifier {
-            verifier.update(self.frame.as_bytes());
+            verifier.update(bytes);
         }
         let Frame { content, sequence, length, counter } = frame;
         let aad = content.aad(self.header.message_id(), sequence, length);
-        if self.key.open_in_place(sequence.nonce(), Aad::from(aad), self.frame.as_mut_bytes()).is_err() {
-            self.frame.clear();
+        if self.key.open_in_place(sequence.nonce(), Aad::from(aad), bytes).is_err() {
+            bytes.zeroize();
             return Err(OpenError::Frame(u32::from_be_bytes(sequence.to_bytes())));
         }
         self.length = self.length.saturating_add(u64::try_from(length).unwrap_or(u64::MAX));
-        let next = match (counter, self.verifier.take_if(|_| content != Content::Regular)) {
+        let is_final = content != Content::Regular;
+        let next = match (counter, self.verifier.take_if(|_| is_final)) {
             (Some(counter), _) => State::Head(counter),
             (None, Some(verifier)) => State::Footer(verifier),
             (None, None) => State::Ended(None),
         };
-        Ok(Step::Done((content != Content::Regular, next)))
+        Ok((is_final, next))
     }
 
     /// Reads the footer: length of the signature, signature (*Message format*, *Footer structure*).
@@ -318,7 +301,13 @@ impl BodyReader {
     }
 }
 
-impl Provisional<'_> {
+impl<'a> Provisional<'a> {
+    /// The frame that was opened in `place`, which ends in its tag.
+    fn new(message_id: &MessageId, place: &'a [u8], is_final: bool) -> Self {
+        let bytes = place.get(..place.len().saturating_sub(TAG_LENGTH)).unwrap_or_default();
+        Self { message_id: *message_id, bytes, is_final }
+    }
+
     /// The plaintext of the frame. Nothing may be done because of it before the message's [`End`].
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
@@ -334,7 +323,7 @@ impl Provisional<'_> {
     /// The message that this is a part of.
     #[must_use]
     pub fn message_id(&self) -> &MessageId {
-        self.message_id
+        &self.message_id
     }
 }
 
@@ -352,11 +341,36 @@ impl End {
     }
 }
 
-/// What a step of the reader came to.
-enum Step<Same, Next> {
+impl Frame {
+    /// Content and tag.
+    fn whole(&self) -> usize {
+        self.length.saturating_add(TAG_LENGTH)
+    }
+}
+
+/// Where a frame lies.
+enum Place<'a> {
+    /// In the buffer that all frames share.
+    Ours,
+    /// In what the caller gave.
+    Caller(&'a mut [u8]),
+}
+
+/// How far a step led.
+enum Moved {
     /// The input was used up before the step was done.
+    Short,
+    /// To the next step.
+    On,
+    /// To a frame that is authentic.
+    Released { is_final: bool },
+}
+
+/// What a part of a message came to.
+enum Step<Same, Next> {
+    /// The input was used up before the part was whole.
     Short(Same),
-    /// The step is done.
+    /// The part is whole.
     Done(Next),
 }
 
@@ -397,9 +411,6 @@ impl Fields<'_> {
         Ok(*field)
     }
 }
-
-/// Sequence number, IV.
-const REGULAR_HEAD_LENGTH: usize = 4 + IV_LENGTH;
 
 /// Mark, sequence number, IV, length in four bytes.
 const FINAL_HEAD_LENGTH: usize = 4 + 4 + IV_LENGTH + 4;

@@ -2,7 +2,8 @@
 
 use subtle::ConstantTimeEq;
 
-use super::body::{BodyReader, OpenError};
+use super::body::BodyReader;
+use super::error::OpenError;
 use crate::frame::TAG_LENGTH;
 use crate::message::{
     ContextError, DataKey, EncryptedDataKey, EncryptionContext, Limits, MessageId, SIGNATURE_KEY, Suite,

@@ -1,6 +1,7 @@
 //! Holding a whole message back until its end is proven.
 
-use super::body::{BodyReader, End, OpenError, Provisional};
+use super::body::{BodyReader, End, Provisional};
+use super::error::OpenError;
 use crate::message::MessageId;
 use crate::secret::SecretBytes;
 

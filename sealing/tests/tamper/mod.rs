@@ -4,16 +4,16 @@ use sealing::message::{DataKey, Limits};
 use sealing::reader::{HeaderReader, Held, OpenError, Progress, UnverifiedHeader};
 
 /// Up to this size one bit of *every* byte is changed.
-pub const WHOLLY: usize = 6_000;
+pub(crate) const WHOLLY: usize = 6_000;
 
 /// Offsets drawn in larger messages.
-pub const DRAWN: u64 = 2_000;
+pub(crate) const DRAWN: u64 = 2_000;
 
 /// Every change of one bit, cut and appended byte that is worth a trial.
 ///
 /// Up to 6 kB: one bit of every byte, and a cut before every byte. In larger messages: the header, the edges of frames and
 /// the footer, and 2,000 seeded offsets.
-pub fn changes(message: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
+pub(crate) fn changes(message: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
     let offsets = offsets(message);
     let mut seed = Seed(message.len() as u64);
     let flips = offsets.clone().into_iter().map(move |at| {
@@ -61,7 +61,7 @@ fn edges(message: &[u8]) -> Vec<usize> {
 }
 
 /// Opens a message that arrives in pieces.
-pub fn open_pieces(
+pub(crate) fn open_pieces(
     limits: Limits,
     pieces: &[&[u8]],
     key: impl FnOnce(&UnverifiedHeader) -> Option<DataKey>,
@@ -90,10 +90,10 @@ pub fn open_pieces(
 }
 
 /// A small generator of numbers that are the same in every run (SplitMix64).
-pub struct Seed(pub u64);
+pub(crate) struct Seed(pub(crate) u64);
 
 impl Seed {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
