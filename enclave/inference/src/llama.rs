@@ -13,8 +13,9 @@ pub(crate) use cache::KvCache;
 pub(crate) use config::Config;
 pub use config::ConfigError;
 pub(crate) use forward::ForwardError;
+use weights::Weights;
 pub use weights::WeightsError;
-pub(crate) use weights::{Weights, resident_bytes};
+pub(crate) use weights::{parameters, resident_bytes};
 
 use crate::gguf::Header;
 
@@ -26,8 +27,13 @@ pub(crate) struct Llama {
 
 impl Llama {
     /// Loads all weights of `file` under `config`.
-    pub(crate) fn load(config: Config, header: &Header<'_>, file: &[u8]) -> Result<Self, WeightsError> {
-        let weights = Weights::load(&config, header, file)?;
+    pub(crate) fn load(
+        config: Config,
+        header: &Header<'_>,
+        file: &[u8],
+        dense_parameters: usize,
+    ) -> Result<Self, WeightsError> {
+        let weights = Weights::load(&config, header, file, dense_parameters)?;
         Ok(Self { config, weights })
     }
 

@@ -20,10 +20,21 @@ pub struct Model {
 }
 
 /// How a model is loaded.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
     /// Threads of the engine's pool; 0 stands for one per core. See [`Model::threads`] for what it governs.
     pub threads: usize,
+    /// A model of at most so many weights is computed with as f32; a larger one keeps the blocks of its file. Blocks
+    /// save memory traffic, which is what the speed of a large model is made of. A small model fits the processor's
+    /// cache either way: there f32 is exact, and is spared the barrier that each product of blocks costs.
+    pub dense_parameters: usize,
+}
+
+impl Default for LoadOptions {
+    /// One thread per core, f32 for models of up to 32 Mi weights (128 MiB).
+    fn default() -> Self {
+        Self { threads: 0, dense_parameters: 32 << 20 }
+    }
 }
 
 /// Why a file is not loaded.
@@ -132,7 +143,7 @@ impl Model {
         let template = header.optional_text("tokenizer.chat_template")?.map(Template::compile).transpose()?;
         Ok(Self {
             name: header.optional_text("general.name")?.unwrap_or_default().to_owned(),
-            llama: Llama::load(config, &header, gguf)?,
+            llama: Llama::load(config, &header, gguf, options.dense_parameters)?,
             tokenizer,
             threads: Threads::start(options.threads)?,
             template,

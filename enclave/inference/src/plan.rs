@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::gguf::{GgufError, Header};
 use crate::llama::{self, Config, ConfigError};
+use crate::model::LoadOptions;
 
 /// What a model will take: to be asked before loading, so that what does not fit is refused in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,18 +31,27 @@ pub enum PlanError {
 }
 
 impl Plan {
-    /// Reads the header at the start of `file`; the tensors themselves need not be there yet.
+    /// Reads the header at the start of `file`; the tensors themselves need not be there yet. The plan is for
+    /// [`LoadOptions::default`].
     ///
     /// # Errors
     /// A malformed or unsupported file.
     pub fn from_header(file: &[u8]) -> Result<Self, PlanError> {
+        Self::under(file, &LoadOptions::default())
+    }
+
+    /// As [`Plan::from_header`], for loading under `options`.
+    ///
+    /// # Errors
+    /// A malformed or unsupported file.
+    pub fn under(file: &[u8], options: &LoadOptions) -> Result<Self, PlanError> {
         let header = Header::parse(file)?;
         let config = Config::read(&header)?;
         Ok(Self {
-            weights_bytes: llama::resident_bytes(&header),
+            weights_bytes: llama::resident_bytes(&header, options.dense_parameters),
             kv_bytes_per_token: config.kv_bytes_per_token(),
             context_length: config.context_length,
-            parameters: header.tensors().map(|(_, info)| info.elements() as u64).fold(0, u64::saturating_add),
+            parameters: llama::parameters(&header),
         })
     }
 }

@@ -30,12 +30,11 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// Blocks save memory traffic, which is what the speed of a large model is made of. A small model fits the cache
-    /// either way: there f32 is exact and spares it the barrier that each product of blocks costs.
-    pub(super) fn choose(kind: GgmlDType, parameters: usize) -> Self {
-        match kind {
+    /// `dense`: the model is small enough (see [`LoadOptions::dense_parameters`](crate::LoadOptions)).
+    pub(super) fn choose(info: &TensorInfo, dense: bool) -> Self {
+        match info.kind {
+            _ if dense || info.shape.len() < 2 => Self::Dense,
             GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Self::Dense,
-            _ if parameters <= DENSE_PARAMETERS => Self::Dense,
             _ => Self::Blocks,
         }
     }
@@ -122,7 +121,5 @@ fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
     }
 }
 
-/// 128 MiB of f32.
-const DENSE_PARAMETERS: usize = 32 << 20;
 /// The strictest of candle's block types holds f32.
 const BLOCK_ALIGNMENT: usize = align_of::<f32>();

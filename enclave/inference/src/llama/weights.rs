@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::quantized::GgmlDType;
 use thiserror::Error;
 
 use super::Config;
@@ -69,9 +68,14 @@ pub enum WeightsError {
 }
 
 impl Weights {
-    pub(super) fn load(config: &Config, header: &Header<'_>, file: &[u8]) -> Result<Self, WeightsError> {
-        let parameters = parameters(header);
-        let mut loader = Loader { header, file, parameters, seen: BTreeSet::new() };
+    pub(super) fn load(
+        config: &Config,
+        header: &Header<'_>,
+        file: &[u8],
+        dense_parameters: usize,
+    ) -> Result<Self, WeightsError> {
+        let dense = parameters(header) <= dense_parameters as u64;
+        let mut loader = Loader { header, file, dense, seen: BTreeSet::new() };
         let (width, query, key_value) = (config.width, config.query_width(), config.kv_width());
         let embedding = loader.matrix("token_embd.weight", config.vocabulary, width)?;
         let mut layers = Vec::new();
@@ -117,31 +121,28 @@ impl Weights {
 }
 
 /// Bytes of memory that the weights of a file will take, at most.
-pub(crate) fn resident_bytes(header: &Header<'_>) -> usize {
-    let parameters = parameters(header);
-    header.tensors().map(|(_, info)| form(info, parameters).resident_bytes(info)).fold(0, usize::saturating_add)
+pub(crate) fn resident_bytes(header: &Header<'_>, dense_parameters: usize) -> usize {
+    let dense = parameters(header) <= dense_parameters as u64;
+    let bytes = header.tensors().map(|(_, info)| Form::choose(info, dense).resident_bytes(info));
+    bytes.fold(0, usize::saturating_add)
 }
 
-fn parameters(header: &Header<'_>) -> usize {
-    header.tensors().map(|(_, info)| info.elements()).fold(0, usize::saturating_add)
-}
-
-fn form(info: &TensorInfo, parameters: usize) -> Form {
-    // candle's products of blocks want rows of whole blocks, which the header's reader has checked.
-    if info.shape.len() == 2 { Form::choose(info.kind, parameters) } else { Form::choose(GgmlDType::F32, parameters) }
+/// Number of weights in a file.
+pub(crate) fn parameters(header: &Header<'_>) -> u64 {
+    header.tensors().map(|(_, info)| info.elements() as u64).fold(0, u64::saturating_add)
 }
 
 struct Loader<'a> {
     header: &'a Header<'a>,
     file: &'a [u8],
-    parameters: usize,
+    dense: bool,
     seen: BTreeSet<String>,
 }
 
 impl<'a> Loader<'a> {
     fn matrix(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Linear, WeightsError> {
         let (info, bytes) = self.find(name, &[outputs, inputs])?;
-        Linear::load(form(info, self.parameters), info, bytes).map_err(|error| refused(name, &error))
+        Linear::load(Form::choose(info, self.dense), info, bytes).map_err(|error| refused(name, &error))
     }
 
     fn vector(&mut self, name: &str, length: usize) -> Result<Vec<f32>, WeightsError> {

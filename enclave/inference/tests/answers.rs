@@ -1,0 +1,230 @@
+//! Answers: how they end, what comes of a seed, and that they do not disturb each other.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "in a test, the first thing that is wrong ends it"
+)]
+
+#[path = "making/mod.rs"]
+mod making;
+
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use inference::{
+    Cancel, FinishReason, Finished, GenerateError, LoadOptions, Message, Model, Prompt, Role, Sampling, SamplingError,
+    Token,
+};
+use making::{Data, Gguf, Shape, random_model};
+use zeroize::Zeroizing;
+
+fn load(file: &Gguf) -> Model {
+    Model::load(&file.to_bytes(), &LoadOptions { threads: 2, ..LoadOptions::default() }).unwrap()
+}
+
+fn model() -> Model {
+    load(&random_model(&Shape::TINY, 1))
+}
+
+fn prompt(model: &Model) -> Prompt {
+    model.prompt(&[Message { role: Role::User, content: "Good morning" }]).unwrap()
+}
+
+fn sampled(seed: u64) -> Sampling {
+    Sampling { temperature: 1.0, seed, ..Sampling::greedy() }
+}
+
+/// The whole text, how many calls brought it, and how it ended.
+fn answer(model: &Model, sampling: &Sampling, max_tokens: usize) -> (String, usize, Finished) {
+    let (mut text, mut calls) = (String::new(), 0);
+    let mut take = |token: Token<'_>| {
+        text.push_str(token.text);
+        calls += 1;
+        ControlFlow::Continue(())
+    };
+    let finished = model.generate(&prompt(model), sampling, max_tokens, &Cancel::new(), &mut take).unwrap();
+    (text, calls, finished)
+}
+
+#[test]
+fn an_answer_has_as_many_tokens_as_were_asked_for() {
+    let model = model();
+    let (text, calls, finished) = answer(&model, &Sampling::greedy(), 20);
+    assert!(!text.is_empty());
+    assert!((20..=21).contains(&calls));
+    let prompt_tokens = prompt(&model).len();
+    assert_eq!(finished, Finished { reason: FinishReason::Length, prompt_tokens, completion_tokens: 20 });
+}
+
+#[test]
+fn an_answer_ends_where_the_model_ends_it() {
+    // The row of "<|end|>" is made so large that it wins in one direction or the other.
+    let mut file = random_model(&Shape::TINY, 1);
+    let width = Shape::TINY.width;
+    let norm = file.tensor("output_norm.weight");
+    norm.data = Data::floats(std::iter::once(1e6).chain(vec![0.0; width - 1]));
+    let output = file.tensor("output.weight");
+    let row = |id: usize| {
+        if id == 2 {
+            1.0
+        } else if id == 3 {
+            -1.0
+        } else {
+            0.0
+        }
+    };
+    output.data = Data::floats((0..300).flat_map(|id| std::iter::once(row(id)).chain(vec![0.0; width - 1])));
+    let ended = (0..40_u32).map(|id| {
+        let model = load(&file);
+        let prompt = model.prompt_of_tokens(&[4 + id]).unwrap();
+        let finished =
+            model.generate(&prompt, &Sampling::greedy(), 3, &Cancel::new(), &mut |_| ControlFlow::Continue(()));
+        let finished = finished.unwrap();
+        assert_eq!(finished.reason == FinishReason::End, finished.completion_tokens < 3);
+        finished.completion_tokens == 0
+    });
+    let ended: Vec<bool> = ended.collect();
+    assert!(ended.contains(&true) && ended.contains(&false));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text_and_another_does_not() {
+    let model = model();
+    let text = |seed| answer(&model, &sampled(seed), 40).0;
+    assert_eq!(text(1), text(1));
+    assert_ne!(text(1), text(2));
+}
+
+#[test]
+fn a_stop_text_ends_the_answer_and_never_shows() {
+    let model = model();
+    let (whole, ..) = answer(&model, &sampled(3), 60);
+    let characters: Vec<char> = whole.chars().collect();
+    let stop: String = characters[characters.len() / 2..][..3].iter().collect();
+    let sampling = Sampling { stops: vec![Zeroizing::new(stop.clone())], ..sampled(3) };
+    let (text, _, finished) = answer(&model, &sampling, 60);
+    assert_eq!(finished.reason, FinishReason::Stop);
+    assert_eq!(text, whole[..whole.find(&stop).unwrap()]);
+}
+
+#[test]
+fn a_receiver_that_wants_no_more_ends_the_answer() {
+    let model = model();
+    let mut calls = 0;
+    let finished = model.generate(&prompt(&model), &Sampling::greedy(), 50, &Cancel::new(), &mut |token| {
+        calls += 1;
+        if token.count == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let finished = finished.unwrap();
+    assert_eq!((calls, finished.reason, finished.completion_tokens), (5, FinishReason::Receiver, 5));
+}
+
+#[test]
+fn a_cancelled_answer_ends_before_its_first_token_and_soon_after_any() {
+    let model = model();
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let mut never = |_: Token<'_>| panic!("no token comes");
+    let finished = model.generate(&prompt(&model), &Sampling::greedy(), 50, &cancel, &mut never).unwrap();
+    assert_eq!((finished.reason, finished.completion_tokens), (FinishReason::Cancelled, 0));
+
+    let cancel = Cancel::new();
+    let elsewhere = cancel.clone();
+    let finished = model.generate(&prompt(&model), &Sampling::greedy(), 50, &cancel, &mut |token| {
+        if token.count == 3 {
+            elsewhere.cancel();
+        }
+        ControlFlow::Continue(())
+    });
+    let finished = finished.unwrap();
+    assert_eq!((finished.reason, finished.completion_tokens), (FinishReason::Cancelled, 3));
+}
+
+#[test]
+fn what_might_not_fit_the_context_is_refused_with_the_numbers() {
+    let model = model();
+    let prompt = prompt(&model);
+    let (prompt_tokens, context_length) = (prompt.len(), model.context_length());
+    let room = model.room_after(&prompt);
+    assert_eq!(room, context_length - prompt_tokens);
+    let mut on_token = |_: Token<'_>| ControlFlow::Continue(());
+    let mut ask = |max_tokens| model.generate(&prompt, &Sampling::greedy(), max_tokens, &Cancel::new(), &mut on_token);
+    assert_eq!(ask(room).unwrap().completion_tokens, room);
+    for max_tokens in [room + 1, usize::MAX] {
+        let expected = GenerateError::ContextTooLong { prompt_tokens, max_tokens, context_length };
+        assert_eq!(ask(max_tokens).err(), Some(expected));
+    }
+    assert_eq!(ask(0).err(), Some(GenerateError::NoTokens));
+}
+
+#[test]
+fn sampling_parameters_are_checked_before_work() {
+    let model = model();
+    let sampling = Sampling { temperature: 9.0, ..Sampling::greedy() };
+    let refused = model.generate(&prompt(&model), &sampling, 5, &Cancel::new(), &mut |_| ControlFlow::Continue(()));
+    assert_eq!(refused.err(), Some(GenerateError::Sampling(SamplingError::Temperature(9.0))));
+}
+
+#[test]
+fn a_prompt_of_a_larger_vocabulary_is_refused() {
+    let large = load(&random_model(&Shape { vocabulary: 400, ..Shape::TINY }, 1));
+    let foreign = large.prompt_of_tokens(&[350]).unwrap();
+    let refused =
+        model().generate(&foreign, &Sampling::greedy(), 5, &Cancel::new(), &mut |_| ControlFlow::Continue(()));
+    assert_eq!(refused.err(), Some(GenerateError::ForeignPrompt));
+}
+
+#[test]
+fn weights_that_are_no_numbers_give_an_error() {
+    let mut file = random_model(&Shape::TINY, 1);
+    file.tensor("output_norm.weight").data = Data::floats(vec![f32::NAN; Shape::TINY.width]);
+    let model = load(&file);
+    let refused = model.generate(&prompt(&model), &sampled(1), 5, &Cancel::new(), &mut |_| ControlFlow::Continue(()));
+    assert_eq!(refused.err(), Some(GenerateError::NotANumber));
+}
+
+#[test]
+fn answers_at_the_same_time_are_those_that_come_one_after_the_other() {
+    let model = model();
+    let alone: Vec<String> = (0..8).map(|seed| answer(&model, &sampled(seed), 25).0).collect();
+    let together: Vec<String> = std::thread::scope(|scope| {
+        let answers: Vec<_> = (0..8)
+            .map(|seed| {
+                scope.spawn({
+                    let model = &model;
+                    move || answer(model, &sampled(seed), 25).0
+                })
+            })
+            .collect();
+        answers.into_iter().map(|answer| answer.join().unwrap()).collect()
+    });
+    assert_eq!(alone, together);
+}
+
+#[test]
+fn a_receiver_that_dawdles_does_not_hold_up_another_answer() {
+    let model =
+        Model::load(&random_model(&Shape::TINY, 1).to_bytes(), &LoadOptions { threads: 1, ..LoadOptions::default() })
+            .unwrap();
+    std::thread::scope(|scope| {
+        let (started, start) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let model = &model;
+        scope.spawn(move || {
+            model.generate(&prompt(model), &Sampling::greedy(), 2, &Cancel::new(), &mut |_| {
+                let _ = started.send(());
+                let _ = released.recv_timeout(Duration::from_secs(20));
+                ControlFlow::Continue(())
+            })
+        });
+        start.recv().unwrap();
+        let begun = Instant::now();
+        assert_eq!(answer(model, &Sampling::greedy(), 10).2.completion_tokens, 10);
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        drop(release);
+    });
+}

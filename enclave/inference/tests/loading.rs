@@ -1,0 +1,156 @@
+//! What is loaded, what is refused, and what the refusal says.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    reason = "in a test, the first thing that is wrong ends it"
+)]
+
+#[path = "making/mod.rs"]
+mod making;
+
+use inference::{LoadError, LoadOptions, Model, Plan};
+use making::{Data, Gguf, Meta, Shape, Tensor, random_model};
+
+fn file() -> Gguf {
+    random_model(&Shape::TINY, 1)
+}
+
+fn refusal(file: &Gguf) -> String {
+    let loaded: Result<Model, LoadError> = Model::load(&file.to_bytes(), &LoadOptions::default());
+    loaded.err().expect("refused").to_string()
+}
+
+fn with(key: &str, value: Meta) -> Gguf {
+    let mut file = file();
+    file.set(key, value);
+    file
+}
+
+fn without(key: &str) -> Gguf {
+    let mut file = file();
+    file.remove(key);
+    file
+}
+
+fn text(text: &str) -> Meta {
+    Meta::Text(text.to_owned())
+}
+
+#[test]
+fn a_model_says_what_it_is() {
+    let model = Model::load(&file().to_bytes(), &LoadOptions::default()).unwrap();
+    assert_eq!(model.name(), "Random");
+    assert_eq!(model.context_length(), 256);
+    assert_eq!(model.vocabulary(), 300);
+}
+
+#[test]
+fn the_plan_is_what_loading_takes() {
+    let bytes = random_model(&Shape::TINY, 1).to_bytes();
+    let plan = Plan::from_header(&bytes).unwrap();
+    let weights = file().tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>();
+    assert_eq!(plan.parameters, weights as u64);
+    assert_eq!(plan.weights_bytes, weights * 4);
+    // Two layers, keys and values, two heads of 32, four bytes each.
+    assert_eq!(plan.kv_bytes_per_token, 2 * 2 * 64 * 4);
+    assert_eq!(plan.context_length, 256);
+    let model = Model::load(&bytes, &LoadOptions::default()).unwrap();
+    assert_eq!(model.sequence_bytes(10), 10 * plan.kv_bytes_per_token);
+}
+
+#[test]
+fn another_architecture_is_named() {
+    assert!(refusal(&with("general.architecture", text("qwen3"))).contains("\"qwen3\""));
+}
+
+#[test]
+fn variants_that_are_not_computed_are_named() {
+    assert!(refusal(&with("llama.expert_count", Meta::Number(8))).contains("mixture of experts"));
+    assert!(refusal(&with("llama.rope.scaling.type", text("yarn"))).contains("\"yarn\""));
+    assert!(refusal(&with("llama.rope.dimension_count", Meta::Number(16))).contains("llama.rope.dimension_count"));
+    assert!(refusal(&with("tokenizer.ggml.model", text("bert"))).contains("\"bert\""));
+    assert!(refusal(&with("tokenizer.ggml.pre", text("tekken"))).contains("\"tekken\""));
+    let mut quantised = file();
+    quantised.tensor("blk.1.ffn_up.weight").kind = 23;
+    let refusal = refusal(&quantised);
+    assert!(refusal.contains("\"blk.1.ffn_up.weight\"") && refusal.contains("type 23"), "{refusal}");
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    for key in [
+        "general.architecture",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.block_count",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "tokenizer.ggml.model",
+        "tokenizer.ggml.tokens",
+        "tokenizer.ggml.merges",
+        "tokenizer.ggml.eos_token_id",
+    ] {
+        let mut file = without(key);
+        if key == "tokenizer.ggml.eos_token_id" {
+            // "<|end|>" alone would do.
+            file.set("tokenizer.ggml.token_type", Meta::Numbers(vec![1; 300]));
+        }
+        assert!(refusal(&file).contains(key), "{key}: {}", refusal(&file));
+    }
+    let mut file = file();
+    file.tensors.retain(|tensor| tensor.name != "blk.0.attn_v.weight");
+    assert_eq!(refusal(&file), "tensor \"blk.0.attn_v.weight\" is missing");
+}
+
+#[test]
+fn a_tensor_without_a_place_is_refused() {
+    let mut file = file();
+    let data = Data::floats(vec![0.5; 256]);
+    file.tensors.push(Tensor { name: "blk.0.attn_q.bias".to_owned(), shape: vec![256], kind: 0, data });
+    assert!(refusal(&file).contains("\"blk.0.attn_q.bias\" has no place"));
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_refused() {
+    let mut file = file();
+    file.tensor("blk.0.attn_k.weight").shape = vec![256, 64];
+    let refusal = refusal(&file);
+    assert!(refusal.contains("[256, 64]") && refusal.contains("[64, 256] is expected"), "{refusal}");
+}
+
+#[test]
+fn a_vocabulary_that_cannot_spell_every_byte_is_refused() {
+    let mut file = file();
+    for (key, value) in &mut file.metadata {
+        if let (true, Meta::Texts(tokens)) = (key.ends_with(".tokens"), value) {
+            tokens.iter_mut().find(|token| *token == "Ġ").unwrap().push('x');
+        }
+    }
+    assert!(refusal(&file).contains("no token for byte 0x20"), "{}", refusal(&file));
+}
+
+#[test]
+fn a_template_that_does_not_compile_is_refused() {
+    let refusal = refusal(&with("tokenizer.chat_template", text("{% for message in messages %}")));
+    assert!(refusal.contains("does not compile"), "{refusal}");
+}
+
+#[test]
+fn a_model_is_loaded_from_bytes_at_any_address() {
+    let bytes = file().to_bytes();
+    for shift in 1..4 {
+        let shifted = [vec![0; shift], bytes.clone()].concat();
+        let model = Model::load(&shifted[shift..], &LoadOptions::default()).unwrap();
+        assert!(model.logits(&model.prompt_of_tokens(&[5]).unwrap()).is_ok());
+    }
+}
+
+#[test]
+fn a_model_may_be_used_by_several_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Model>();
+}
