@@ -219,3 +219,146 @@ fn parse_date(text: &str) -> Option<SystemTime> {
 }
 
 const MAX_SKEW: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    const NOW: u64 = 1_790_000_000_000;
+    const BODY: &[u8] = b"{}";
+
+    fn principals() -> Principals {
+        let mut table = Principals::default();
+        table.insert("AKID", Principal::new("arn:aws:iam::111122223333:user/u", "secret").unwrap());
+        let session = Principal::new("arn:aws:sts::111122223333:assumed-role/R/s", "secret").unwrap();
+        table.insert("ASIA", session.with_session("token", NOW + 1));
+        table
+    }
+
+    /// Headers as aws-sigv4 signs them; `region` and time may be wrong.
+    fn signed(id: &str, secret: &str, token: Option<&str>, region: &str, at_ms: u64) -> HeaderMap {
+        let mut request = http::Request::post("https://localhost/").body(()).unwrap();
+        let headers = [
+            ("host", "localhost"),
+            ("x-amz-target", "TrentService.Decrypt"),
+            ("content-type", "application/x-amz-json-1.1"),
+        ];
+        for (name, value) in headers {
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        let identity = Credentials::new(id, secret, token.map(str::to_owned), None, "test").into();
+        let parameters: SigningParams<'_> = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(region)
+            .name("kms")
+            .time(UNIX_EPOCH + Duration::from_millis(at_ms))
+            .settings(SigningSettings::default())
+            .build()
+            .unwrap()
+            .into();
+        let signable =
+            SignableRequest::new("POST", "https://localhost/", headers.into_iter(), SignableBody::Bytes(BODY)).unwrap();
+        let (instructions, _) = sign(signable, &parameters).unwrap().into_parts();
+        instructions.apply_to_request_http1x(&mut request);
+        request.into_parts().0.headers
+    }
+
+    fn outcome(headers: &HeaderMap, body: &[u8]) -> Result<String, &'static str> {
+        let received = Received { method: "POST", path_and_query: "/", headers, body, now_ms: NOW };
+        let done = authenticate(&received, &principals(), &["us-east-1".to_owned(), "eu-west-1".to_owned()]);
+        done.map(|who| format!("{} {}", who.principal.caller.arn(), who.region)).map_err(|error| error.code)
+    }
+
+    #[test]
+    fn a_good_signature_tells_who_and_where() {
+        assert_eq!(
+            outcome(&signed("AKID", "secret", None, "eu-west-1", NOW), BODY).unwrap(),
+            "arn:aws:iam::111122223333:user/u eu-west-1"
+        );
+        assert!(outcome(&signed("ASIA", "secret", Some("token"), "us-east-1", NOW), BODY).is_ok());
+        for at in [NOW - 299_000, NOW + 299_000] {
+            assert!(outcome(&signed("AKID", "secret", None, "us-east-1", at), BODY).is_ok());
+        }
+    }
+
+    #[test]
+    fn wrong_credentials_are_refused_as_aws_refuses_them() {
+        for (id, secret, token, region, at, code) in [
+            ("NOBODY", "secret", None, "us-east-1", NOW, "UnrecognizedClientException"),
+            ("AKID", "other", None, "us-east-1", NOW, "InvalidSignatureException"),
+            ("AKID", "secret", Some("token"), "us-east-1", NOW, "UnrecognizedClientException"),
+            ("ASIA", "secret", None, "us-east-1", NOW, "UnrecognizedClientException"),
+            ("ASIA", "secret", Some("other"), "us-east-1", NOW, "UnrecognizedClientException"),
+            ("AKID", "secret", None, "us-west-2", NOW, "InvalidSignatureException"),
+            ("AKID", "secret", None, "us-east-1", NOW - 302_000, "InvalidSignatureException"),
+            ("AKID", "secret", None, "us-east-1", NOW + 302_000, "InvalidSignatureException"),
+        ] {
+            assert_eq!(
+                outcome(&signed(id, secret, token, region, at), BODY).unwrap_err(),
+                code,
+                "{id} {secret} {token:?} {region} {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_session_past_its_end_is_refused() {
+        let mut table = principals();
+        let session = Principal::new("arn:aws:sts::111122223333:assumed-role/R/s", "secret").unwrap();
+        table.insert("ASIA", session.with_session("token", NOW));
+        let headers = signed("ASIA", "secret", Some("token"), "us-east-1", NOW);
+        let received = Received { method: "POST", path_and_query: "/", headers: &headers, body: BODY, now_ms: NOW };
+        let refused = authenticate(&received, &table, &["us-east-1".to_owned()]).err().unwrap();
+        assert_eq!(refused.code, "ExpiredTokenException");
+    }
+
+    #[test]
+    fn any_change_to_what_was_signed_is_refused() {
+        let good = signed("AKID", "secret", None, "us-east-1", NOW);
+        assert_eq!(outcome(&good, b"{ }").unwrap_err(), "InvalidSignatureException");
+        for (name, value) in
+            [("x-amz-target", "TrentService.Encrypt"), ("host", "elsewhere"), ("content-type", "text/plain")]
+        {
+            let mut changed = good.clone();
+            changed.insert(name, HeaderValue::from_static(value));
+            assert_eq!(outcome(&changed, BODY).unwrap_err(), "InvalidSignatureException", "{name}");
+            let mut doubled = good.clone();
+            doubled.append(name, HeaderValue::from_static(value));
+            assert_eq!(outcome(&doubled, BODY).unwrap_err(), "InvalidSignatureException", "{name}");
+        }
+        let mut unsigned = good.clone();
+        unsigned.insert("user-agent", HeaderValue::from_static("anything"));
+        assert!(outcome(&unsigned, BODY).is_ok(), "what is not signed may change");
+    }
+
+    #[test]
+    fn what_is_no_signature_is_refused_without_looking_at_secrets() {
+        let good = signed("AKID", "secret", None, "us-east-1", NOW);
+        let authorization = good["authorization"].to_str().unwrap().to_owned();
+        let without = |name: &str| {
+            let mut headers = good.clone();
+            headers.remove(name);
+            outcome(&headers, BODY).unwrap_err()
+        };
+        assert_eq!(without("authorization"), "MissingAuthenticationTokenException");
+        assert_eq!(without("x-amz-date"), "IncompleteSignatureException");
+        assert_eq!(without("x-amz-target"), "InvalidSignatureException");
+        for (from, to, code) in [
+            ("AWS4-HMAC-SHA256", "AWS4-ECDSA-P256-SHA256", "IncompleteSignatureException"),
+            ("/aws4_request", "", "IncompleteSignatureException"),
+            ("Signature=", "Sig=", "IncompleteSignatureException"),
+            ("Signature=", "Signature=0, Signature=", "IncompleteSignatureException"),
+            ("x-amz-target", "x-amz-other", "InvalidSignatureException"),
+            (";x-amz-target", "", "InvalidSignatureException"),
+            ("/kms/", "/s3/", "InvalidSignatureException"),
+            ("20260921", "20260920", "InvalidSignatureException"),
+        ] {
+            assert!(authorization.contains(from), "{from} is not in {authorization}");
+            let mut headers = good.clone();
+            headers.insert("authorization", HeaderValue::from_str(&authorization.replace(from, to)).unwrap());
+            assert_eq!(outcome(&headers, BODY).unwrap_err(), code, "{from} -> {to}");
+        }
+    }
+}
