@@ -178,7 +178,8 @@ fn an_enclave_ends_with_its_hypervisor() {
     assert_eq!(enclave.wait().unwrap().code(), Some(7));
 
     // A hypervisor that is killed cannot clean up after itself.
-    let mut hypervisor = command(&stage_files(b""), &[]).spawn().unwrap();
+    let files = stage_files(b"");
+    let mut hypervisor = command(&files, &[]).spawn().unwrap();
     let line = first_line(&mut hypervisor);
     let pid = line["pid"].as_u64().unwrap();
     hypervisor.kill().unwrap();

@@ -1,6 +1,7 @@
 //! One enclave's process: started from memory with nothing of ours but five file descriptors.
 
 use std::ffi::{CString, NulError};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -10,6 +11,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -36,6 +38,9 @@ pub(super) fn spawn(parts: &Parts) -> io::Result<Process> {
         let source = source?;
         actions.add_dup2(source.as_raw_fd(), target)?;
         held.push(source);
+    }
+    for stray in inheritable()? {
+        actions.add_close(stray)?;
     }
     let program = high(program)?;
     let path = CString::new(format!("/proc/self/fd/{}", program.as_raw_fd())).map_err(invalid)?;
@@ -67,6 +72,27 @@ fn high(fd: &OwnedFd) -> io::Result<OwnedFd> {
         }
         low.push(clone);
     }
+}
+
+/// Descriptors that this process got from its own parent and that would go on to the enclave. (All that it opened itself
+/// close on exec.)
+fn inheritable() -> io::Result<Vec<RawFd>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc/self/fdinfo")? {
+        let entry = entry?;
+        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        // proc(5): "flags: ... the file access mode and file status flags", octal, with the close-on-exec flag.
+        let flags = fs::read_to_string(entry.path()).unwrap_or_default();
+        let flags = flags.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+        if let (Some(number), Some(flags)) = (number, flags)
+            && number > POWER_FD
+            && !OFlag::from_bits_retain(flags).contains(OFlag::O_CLOEXEC)
+        {
+            found.push(number);
+        }
+    }
+    Ok(found)
 }
 
 fn invalid(error: NulError) -> io::Error {
