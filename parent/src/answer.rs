@@ -72,8 +72,8 @@ async fn pump(mut from: Incoming, to: mpsc::Sender<Piece>, mut exchange: Exchang
         };
         let piece = match frame {
             Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => Piece::Data(data),
-                Err(_trailers) => continue,
+                Ok(data) if !data.is_empty() => Piece::Data(data),
+                Ok(_) | Err(_) => continue,
             },
             // hyper reports a stream that was reset with NO_ERROR as ended; only END_STREAM is an end.
             Ok(None) if from.is_end_stream() => Piece::End,

@@ -66,6 +66,11 @@ impl Link {
         })
     }
 
+    /// Whether the last connection still stands, as far as is known.
+    pub(crate) async fn connected(&self) -> bool {
+        self.state.lock().await.sender.as_ref().is_some_and(|sender| !sender.is_closed())
+    }
+
     /// The shared connection; where there is none, dials, one at a time. After a failure further requests fail at once
     /// until the back-off has passed.
     async fn sender(&self) -> Result<SendRequest<Outgoing>, LinkError> {

@@ -21,10 +21,12 @@ impl Readiness {
         Self { deadline, last: Mutex::new(None) }
     }
 
-    /// However many ask, the enclave is asked once a second.
+    /// However many ask, the enclave is asked once a second. A good word is forgotten with the connection it came by.
     pub(crate) async fn check(&self, link: &Link) -> Result<(), Refusal> {
         let mut last = self.last.lock().await;
-        if let Some((_, word)) = last.filter(|(at, _)| at.elapsed() < REMEMBERED) {
+        if let Some((_, word)) = last.filter(|(at, _)| at.elapsed() < REMEMBERED)
+            && (word.is_err() || link.connected().await)
+        {
             return word;
         }
         let word = match timeout(self.deadline, ask(link)).await {

@@ -10,7 +10,7 @@ use std::{
 use tokio::{
     net::{UnixListener, UnixSocket, UnixStream},
     task::JoinSet,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener};
 
@@ -168,12 +168,20 @@ async fn remove_stale(path: &Path) -> Result<(), ListenError> {
         Ok(found) if !found.file_type().is_socket() => return Err(ListenError::NotASocket { path: path.to_owned() }),
         Ok(_) => {}
     }
-    match timeout(PROBE_DEADLINE, UnixStream::connect(path)).await {
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
-        Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Ok(Err(error)) => Err(failed(error)),
-        Ok(Ok(_)) | Err(_) => Err(ListenError::InUse { path: path.to_owned() }),
+    for _ in 0..PROBES {
+        return match timeout(PROBE_DEADLINE, UnixStream::connect(path)).await {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            // Its listener is going away at this moment.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
+                sleep(PROBE_PAUSE).await;
+                continue;
+            }
+            Ok(Err(error)) => Err(failed(error)),
+            Ok(Ok(_)) | Err(_) => Err(ListenError::InUse { path: path.to_owned() }),
+        };
     }
+    Err(ListenError::InUse { path: path.to_owned() })
 }
 
 /// The name of a bound socket, removed on drop if it is still the same one.
@@ -206,5 +214,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 const BACKLOG: u32 = 128;
 /// How long a socket of the same name may take to show that somebody listens.
 const PROBE_DEADLINE: Duration = Duration::from_millis(500);
+/// How often, and with what pause, a socket is looked at whose listener is just going away.
+const PROBES: u32 = 5;
+const PROBE_PAUSE: Duration = Duration::from_millis(20);
 /// Firecracker counts its host-side ports from 1 << 30.
 const FIRST_ASSIGNED: u32 = 1 << 30;
