@@ -71,9 +71,14 @@ fn environment() -> PathBuf {
     eprintln!("installing boto3 into the target folder (once) ...");
     // Made beside, then renamed: an interrupted run leaves nothing that looks ready.
     let fresh = tempfile::Builder::new().prefix("boto3-").tempdir_in(target).unwrap().keep();
-    assert!(Command::new("python3").args(["-m", "venv"]).arg(&fresh).status().is_ok_and(|status| status.success()), "{MISSING}");
+    assert!(
+        Command::new("python3").args(["-m", "venv"]).arg(&fresh).status().is_ok_and(|status| status.success()),
+        "{MISSING}"
+    );
     let mut install = Command::new(fresh.join("bin/python"));
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r"]).arg(&requirements);
+    install
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r"])
+        .arg(&requirements);
     assert!(install.status().is_ok_and(|status| status.success()), "{NOT_INSTALLED}");
     if fs::rename(&fresh, &ready).is_err() {
         // Another run was faster.

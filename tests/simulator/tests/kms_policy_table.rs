@@ -83,7 +83,12 @@ async fn key_with_blobs(stand: &Stand, contexts: &[HashMap<String, String>], pol
     let key = administrator.create_key().send().await.unwrap().key_metadata().unwrap().arn().unwrap().to_owned();
     let mut blobs = Vec::new();
     for context in contexts {
-        let sealed = administrator.encrypt().key_id(&key).plaintext(Blob::new([9; 32])).set_encryption_context(Some(context.clone())).send();
+        let sealed = administrator
+            .encrypt()
+            .key_id(&key)
+            .plaintext(Blob::new([9; 32]))
+            .set_encryption_context(Some(context.clone()))
+            .send();
         blobs.push(sealed.await.unwrap().ciphertext_blob().unwrap().clone());
     }
     administrator.put_key_policy().key_id(&key).policy(policy).send().await.unwrap();
@@ -91,7 +96,12 @@ async fn key_with_blobs(stand: &Stand, contexts: &[HashMap<String, String>], pol
 }
 
 /// Every role x {Decrypt, GenerateDataKey} x context x attestation, compared with `expected(role, operation, context index, attestation)`.
-async fn check(stand: &Stand, contexts: &[HashMap<String, String>], policy: &str, expected: fn(&str, &str, usize, Attestation) -> bool) -> usize {
+async fn check(
+    stand: &Stand,
+    contexts: &[HashMap<String, String>],
+    policy: &str,
+    expected: fn(&str, &str, usize, Attestation) -> bool,
+) -> usize {
     let (key, blobs) = key_with_blobs(stand, contexts, policy).await;
     let mut enclaves = Enclaves::start(stand);
     let mut rows = 0;
@@ -100,7 +110,8 @@ async fn check(stand: &Stand, contexts: &[HashMap<String, String>], policy: &str
         for (i, (context, blob)) in contexts.iter().zip(&blobs).enumerate() {
             for attestation in ATTESTATIONS {
                 let context = Some(context.clone());
-                let opened = client.decrypt().key_id(&key).ciphertext_blob(blob.clone()).set_encryption_context(context.clone());
+                let opened =
+                    client.decrypt().key_id(&key).ciphertext_blob(blob.clone()).set_encryption_context(context.clone());
                 let opened = opened.set_recipient(enclaves.recipient(attestation)).send().await;
                 let row = format!("{} Decrypt context {i} {attestation:?}", name(role));
                 if expected(role, "Decrypt", i, attestation) {
@@ -110,7 +121,11 @@ async fn check(stand: &Stand, contexts: &[HashMap<String, String>], policy: &str
                 } else {
                     assert_eq!(code(opened), "AccessDeniedException", "{row}");
                 }
-                let made = client.generate_data_key().key_id(&key).key_spec(DataKeySpec::Aes256).set_encryption_context(context);
+                let made = client
+                    .generate_data_key()
+                    .key_id(&key)
+                    .key_spec(DataKeySpec::Aes256)
+                    .set_encryption_context(context);
                 let made = made.set_recipient(enclaves.recipient(attestation)).send().await;
                 let row = format!("{} GenerateDataKey context {i} {attestation:?}", name(role));
                 if expected(role, "GenerateDataKey", i, attestation) {
@@ -130,14 +145,21 @@ async fn check(stand: &Stand, contexts: &[HashMap<String, String>], policy: &str
 async fn check_other_operations(client: &Client, role: &str, key: &str, policy: &str) -> usize {
     let plaintext = Blob::new("x");
     assert_eq!(code(client.encrypt().key_id(key).plaintext(plaintext).send().await), "AccessDeniedException");
-    assert_eq!(code(client.generate_data_key_without_plaintext().key_id(key).key_spec(DataKeySpec::Aes256).send().await), "AccessDeniedException");
+    assert_eq!(
+        code(client.generate_data_key_without_plaintext().key_id(key).key_spec(DataKeySpec::Aes256).send().await),
+        "AccessDeniedException"
+    );
     let grant = client.create_grant().key_id(key).grantee_principal(STRANGER).operations(GrantOperation::Decrypt);
     assert_eq!(code(grant.send().await), "AccessDeniedException");
     // Into the key, from a key that the caller may use: the destination refuses.
     if let Ok(own) = client.create_key().send().await {
         let own = own.key_metadata().unwrap().arn().unwrap().to_owned();
         let sealed = client.encrypt().key_id(&own).plaintext(Blob::new("x")).send().await.unwrap();
-        let moved = client.re_encrypt().source_key_id(&own).ciphertext_blob(sealed.ciphertext_blob().unwrap().clone()).destination_key_id(key);
+        let moved = client
+            .re_encrypt()
+            .source_key_id(&own)
+            .ciphertext_blob(sealed.ciphertext_blob().unwrap().clone())
+            .destination_key_id(key);
         assert_eq!(code(moved.send().await), "AccessDeniedException");
     }
     let may = role == ADMINISTRATOR;
@@ -152,18 +174,25 @@ async fn check_other_operations(client: &Client, role: &str, key: &str, policy: 
 async fn each_row_of_the_customer_keys_table_holds_over_the_wire() {
     let stand = Stand::start().await;
     let one = |arn: &str| vec![arn.to_owned()];
-    let roles = CustomerRoles { prompt_writers: one(WRITER), enclaves: one(ENCLAVE), answer_readers: one(READER), administrators: one(ADMINISTRATOR) };
+    let roles = CustomerRoles {
+        prompt_writers: one(WRITER),
+        enclaves: one(ENCLAVE),
+        answer_readers: one(READER),
+        administrators: one(ADMINISTRATOR),
+    };
     let policy = customer_key(&roles, &measurements(&[0, 1, 2, 16, 17]), &["t".to_owned()]).unwrap().to_json();
-    let contexts = ["inference", "answer", "model-pack", "Inference"].map(|purpose| context(&[("subrosa:tenant", "t"), ("subrosa:purpose", purpose)]));
+    let contexts = ["inference", "answer", "model-pack", "Inference"]
+        .map(|purpose| context(&[("subrosa:tenant", "t"), ("subrosa:purpose", purpose)]));
     let mut contexts = contexts.to_vec();
     contexts.push(context(&[("subrosa:tenant", "another"), ("subrosa:purpose", "inference")]));
     contexts.push(context(&[]));
-    let rows = check(&stand, &contexts, &policy, |role, operation, context, attestation| match (role, operation, context) {
-        (WRITER, "GenerateDataKey", 0) | (READER, "Decrypt", 1) => attestation == Attestation::None,
-        (ENCLAVE, "Decrypt", 0) | (ENCLAVE, "GenerateDataKey", 1) => attestation == Attestation::Right,
-        _ => false,
-    })
-    .await;
+    let rows =
+        check(&stand, &contexts, &policy, |role, operation, context, attestation| match (role, operation, context) {
+            (WRITER, "GenerateDataKey", 0) | (READER, "Decrypt", 1) => attestation == Attestation::None,
+            (ENCLAVE, "Decrypt", 0) | (ENCLAVE, "GenerateDataKey", 1) => attestation == Attestation::Right,
+            _ => false,
+        })
+        .await;
     assert_eq!(rows, 5 * (6 * 10 * 2 + 8));
 }
 
@@ -172,14 +201,19 @@ async fn each_row_of_the_model_pack_keys_table_holds_over_the_wire() {
     let stand = Stand::start().await;
     let one = |arn: &str| vec![arn.to_owned()];
     // The supplier of this table is the stand's Writer.
-    let roles = ModelPackRoles { model_suppliers: one(WRITER), enclaves: one(ENCLAVE), administrators: one(ADMINISTRATOR) };
+    let roles =
+        ModelPackRoles { model_suppliers: one(WRITER), enclaves: one(ENCLAVE), administrators: one(ADMINISTRATOR) };
     let policy = model_pack_key(&roles, &measurements(&[0, 1, 2, 17]), &["m".to_owned()]).unwrap().to_json();
-    let pack = |purpose: &str, model: &str| context(&[("subrosa:purpose", purpose), ("subrosa:model", model), ("subrosa:version", "1")]);
+    let pack = |purpose: &str, model: &str| {
+        context(&[("subrosa:purpose", purpose), ("subrosa:model", model), ("subrosa:version", "1")])
+    };
     let contexts = [pack("model-pack", "m"), pack("model-pack", "other"), pack("inference", "m"), context(&[])];
     check(&stand, &contexts, &policy, |role, operation, context, attestation| match (role, operation, context) {
         (WRITER, "GenerateDataKey", 0) => attestation == Attestation::None,
         // PCR16 holds the packs themselves: it cannot guard them.
-        (ENCLAVE, "Decrypt", 0) => matches!(attestation, Attestation::Right | Attestation::Wrong(16) | Attestation::Unlocked(16)),
+        (ENCLAVE, "Decrypt", 0) => {
+            matches!(attestation, Attestation::Right | Attestation::Wrong(16) | Attestation::Unlocked(16))
+        }
         _ => false,
     })
     .await;
@@ -197,17 +231,43 @@ async fn openssl_opens_what_the_recipient_gets_in_both_layouts() {
     let mut enclave = Attester::start(&stand.authority, &Image::good());
     for length in [1, 16, 32, 1024] {
         let plaintext: Vec<u8> = (0..length).map(|i: u32| u8::try_from(i % 251).unwrap()).collect();
-        let sealed = client.encrypt().key_id(&key).plaintext(Blob::new(plaintext.clone())).send().await.unwrap().ciphertext_blob().unwrap().clone();
+        let sealed = client
+            .encrypt()
+            .key_id(&key)
+            .plaintext(Blob::new(plaintext.clone()))
+            .send()
+            .await
+            .unwrap()
+            .ciphertext_blob()
+            .unwrap()
+            .clone();
         for layout in [Layout::Constructed, Layout::Primitive] {
             stand.kms.faults().set_layout(layout);
-            let opened = client.decrypt().key_id(&key).ciphertext_blob(sealed.clone()).recipient(enclave.recipient()).send().await.unwrap();
+            let opened = client
+                .decrypt()
+                .key_id(&key)
+                .ciphertext_blob(sealed.clone())
+                .recipient(enclave.recipient())
+                .send()
+                .await
+                .unwrap();
             let envelope = opened.ciphertext_for_recipient().unwrap();
             assert_eq!(openssl(&stand, &enclave, envelope.as_ref()), plaintext, "{layout:?} {length}");
         }
     }
     stand.kms.faults().lie_next(1, "Decrypt", Lie::OtherPlaintext);
-    let sealed = client.encrypt().key_id(&key).plaintext(Blob::new([1; 32])).send().await.unwrap().ciphertext_blob().unwrap().clone();
-    let told = client.decrypt().key_id(&key).ciphertext_blob(sealed).recipient(enclave.recipient()).send().await.unwrap();
+    let sealed = client
+        .encrypt()
+        .key_id(&key)
+        .plaintext(Blob::new([1; 32]))
+        .send()
+        .await
+        .unwrap()
+        .ciphertext_blob()
+        .unwrap()
+        .clone();
+    let told =
+        client.decrypt().key_id(&key).ciphertext_blob(sealed).recipient(enclave.recipient()).send().await.unwrap();
     let other = openssl(&stand, &enclave, told.ciphertext_for_recipient().unwrap().as_ref());
     assert!(other.len() == 32 && other != [1; 32], "the lie is well-formed: only an AEAD can tell");
 }
@@ -218,7 +278,11 @@ fn openssl(stand: &Stand, enclave: &Attester, envelope: &[u8]) -> Vec<u8> {
     std::fs::write(&key, AsDer::<Pkcs8V1Der<'_>>::as_der(&enclave.private_key).unwrap().as_ref()).unwrap();
     std::fs::write(&input, envelope).unwrap();
     let mut command = std::process::Command::new("openssl");
-    command.args(["cms", "-decrypt", "-binary", "-inform", "DER", "-keyform", "DER", "-inkey"]).arg(&key).arg("-in").arg(&input);
+    command
+        .args(["cms", "-decrypt", "-binary", "-inform", "DER", "-keyform", "DER", "-inkey"])
+        .arg(&key)
+        .arg("-in")
+        .arg(&input);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout

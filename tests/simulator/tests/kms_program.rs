@@ -30,7 +30,11 @@ fn start(folder: &std::path::Path) -> (Program, Value) {
     let root = folder.join("root.pem");
     std::fs::write(&root, Authority::ephemeral().unwrap().root_pem()).unwrap();
     let principals = folder.join("principals.json");
-    std::fs::write(&principals, r#"{"AKID": {"secret": "s", "arn": "arn:aws:iam::111122223333:role/R", "iam_allows": true}}"#).unwrap();
+    std::fs::write(
+        &principals,
+        r#"{"AKID": {"secret": "s", "arn": "arn:aws:iam::111122223333:role/R", "iam_allows": true}}"#,
+    )
+    .unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_simulator-kms"));
     command.args(["--control", "127.0.0.1:0", "--region", "eu-west-1", "--state"]).arg(folder.join("state"));
     command.arg("--attestation-root").arg(&root).arg("--principals").arg(&principals).stdout(Stdio::piped());
@@ -44,7 +48,12 @@ fn control(ready: &Value, method: &str, path: &str, body: &Value) -> (u16, Value
     let address = ready["control"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
     let mut stream = TcpStream::connect(&address).unwrap();
     let body = body.to_string();
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -68,7 +77,16 @@ fn the_first_line_tells_where_it_serves_and_the_control_interface_obeys() {
     assert_eq!(control(&ready, "GET", "/faults", &Value::Null).1, json!([]));
     assert_eq!(control(&ready, "PUT", "/layout", &json!("primitive")).0, 200);
     assert_eq!(control(&ready, "PUT", "/attestation-clock-ahead", &json!(301)).0, 200);
-    assert_eq!(control(&ready, "PUT", "/principals", &json!({"B": {"secret": "s", "arn": "arn:aws:iam::111122223333:user/u"}})).0, 200);
+    assert_eq!(
+        control(
+            &ready,
+            "PUT",
+            "/principals",
+            &json!({"B": {"secret": "s", "arn": "arn:aws:iam::111122223333:user/u"}})
+        )
+        .0,
+        200
+    );
     assert_eq!(control(&ready, "GET", "/journal", &Value::Null).1, json!([]));
     assert_eq!(control(&ready, "GET", "/keys", &Value::Null).1, json!([]));
     for (method, path, body, status) in [
