@@ -1,5 +1,7 @@
 //! What the end-to-end tests and the demonstration share: the whole system as separate processes, with taps on every link.
 
 pub mod memory;
+pub mod programs;
 pub mod search;
+pub mod stack;
 pub mod tap;

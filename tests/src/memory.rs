@@ -47,7 +47,13 @@ const LARGEST_REGION: usize = 1 << 30;
 mod tests {
     #[test]
     fn what_this_process_holds_is_found_in_its_own_memory() {
-        let marker: Vec<u8> = std::process::id().to_be_bytes().iter().cycle().map(|b| b.wrapping_mul(31).wrapping_add(5)).take(64).collect();
+        let marker: Vec<u8> = std::process::id()
+            .to_be_bytes()
+            .iter()
+            .cycle()
+            .map(|b| b.wrapping_mul(31).wrapping_add(5))
+            .take(64)
+            .collect();
         let marker = std::hint::black_box(marker);
         let mut found = false;
         super::visit(std::process::id(), |region| found |= region.windows(marker.len()).any(|w| w == marker)).unwrap();

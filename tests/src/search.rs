@@ -119,7 +119,12 @@ impl std::fmt::Display for Findings {
 
 /// A run of bytes decoded from `haystack`; runs too short to hold a window are left out, others end with a separator that no
 /// window of a secret crosses by chance more than any other bytes do.
-fn decoded_runs(haystack: &[u8], shortest: usize, digit: impl Fn(u8) -> Option<u8>, decode: impl Fn(&[u8], &mut Vec<u8>)) -> Vec<u8> {
+fn decoded_runs(
+    haystack: &[u8],
+    shortest: usize,
+    digit: impl Fn(u8) -> Option<u8>,
+    decode: impl Fn(&[u8], &mut Vec<u8>),
+) -> Vec<u8> {
     let mut out = Vec::new();
     let mut digits = Vec::new();
     let mut flush = |digits: &mut Vec<u8>| {
@@ -185,7 +190,10 @@ fn json_unescaped(haystack: &[u8]) -> Vec<u8> {
             b'b' => 8,
             b'f' => 12,
             b'u' => {
-                let code = after.get(..4).and_then(|four| std::str::from_utf8(four).ok()).and_then(|four| u32::from_str_radix(four, 16).ok());
+                let code = after
+                    .get(..4)
+                    .and_then(|four| std::str::from_utf8(four).ok())
+                    .and_then(|four| u32::from_str_radix(four, 16).ok());
                 if let Some(character) = code.and_then(char::from_u32) {
                     out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
                     rest = after.get(4..).unwrap_or_default();
@@ -210,7 +218,8 @@ fn hash(window: &Window) -> usize {
     let [a, b, c, d, e, f, g, h, i, j, k, l] = *window;
     let low = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
     let high = u64::from(u32::from_le_bytes([i, j, k, l]));
-    let mixed = (low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
+    let mixed =
+        (low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ high.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
     usize::try_from(mixed >> (64 - FILTER_BITS)).unwrap_or(0)
 }
 
