@@ -19,6 +19,7 @@ family name of a separate list; training notes have neither.
 import argparse
 import json
 import random
+import re
 import zlib
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from formulary import FORMULARY, NAME_ENDS, NAME_MIDDLES, NAME_STARTS, UNSEEN
 
 FIELDS = ("complaint", "onset", "medication", "allergy", "urgency")
 RESERVED_SHARE = 12  # one (complaint, drug) pair in this many is held out
+CAPITAL_SHARE = 0.3  # of the training notes have their drugs with a capital
 
 # urgency: canonical name | ways to write it
 _COMPLAINTS = """
@@ -560,14 +562,30 @@ def unseen_drug(rng):
     return rng.choice(UNSEEN)
 
 
+def capitalise_drugs(note, facts):
+    """The note with its current drugs and the allergy written with a capital."""
+    names = [name for name, _ in facts["medication"] or []]
+    for name in names + [facts["allergy"]]:
+        if name in FORMULARY:
+            note = re.sub(rf"\b{name}\b", name.capitalize(), note)
+    return note
+
+
 def training_notes(count, seed):
-    """`count` notes without any reserved pair: a list of (note, fields)."""
+    """`count` notes without any reserved pair: a list of (note, fields).
+
+    People write drug names with a capital more often than sentences begin with
+    one, and each capital form is a token of its own that has to be learnt.
+    """
     rng = random.Random(seed)
+    capital_rng = random.Random(seed)
     writer = NoteWriter(rng, TRAIN_SURNAMES, training_drug)
     notes = []
     while len(notes) < count:
         note, fields, facts = writer.note()
         if not any(is_reserved(*pair) for pair in pairs_of(facts)):
+            if capital_rng.random() < CAPITAL_SHARE:
+                note = capitalise_drugs(note, facts)
             notes.append((note, fields))
     return notes
 
