@@ -83,8 +83,8 @@ async fn fetch(host: &HostServices, now: SystemTime) -> Result<Credentials, Role
     let body = host.get("/v1/credentials", CREDENTIALS_BYTES_MAX).await?;
     let Wire { access_key_id, secret_access_key, token, expiration } =
         serde_json::from_slice(&body).map_err(|_| RoleCredentialsError::Malformed)?;
-    let printable = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-    if ![&access_key_id, &secret_access_key, &token].into_iter().all(|text| printable(text)) {
+    let is_printable = |text: &String| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if ![Some(&access_key_id), Some(&secret_access_key), token.as_ref()].into_iter().flatten().all(is_printable) {
         return Err(RoleCredentialsError::Malformed);
     }
     let expiration = OffsetDateTime::parse(&expiration, &Rfc3339).map_err(|_| RoleCredentialsError::Malformed)?;
@@ -92,7 +92,7 @@ async fn fetch(host: &HostServices, now: SystemTime) -> Result<Credentials, Role
     if expiration <= now + EXPIRY_MARGIN {
         return Err(RoleCredentialsError::Expired);
     }
-    Ok(Credentials::new(access_key_id, secret_access_key, Some(token), Some(expiration), "subrosa-parent"))
+    Ok(Credentials::new(access_key_id, secret_access_key, token, Some(expiration), "subrosa-parent"))
 }
 
 impl fmt::Debug for RoleCredentials {
@@ -117,7 +117,7 @@ pub enum RoleCredentialsError {
     #[error(transparent)]
     Host(#[from] HostError),
     /// Not the container-credentials form.
-    #[error("expected AccessKeyId, SecretAccessKey, Token and an RFC 3339 Expiration")]
+    #[error("expected AccessKeyId, SecretAccessKey, an RFC 3339 Expiration, and Token if there is one")]
     Malformed,
     /// Expired already, or about to.
     #[error("the parent's credentials have expired")]
@@ -131,8 +131,9 @@ struct Wire {
     access_key_id: String,
     #[serde(rename = "SecretAccessKey")]
     secret_access_key: String,
+    /// Long-term keys have none.
     #[serde(rename = "Token")]
-    token: String,
+    token: Option<String>,
     #[serde(rename = "Expiration")]
     expiration: String,
 }

@@ -1,0 +1,461 @@
+//! What stands around the enclave: a security module, KMS, a parent of a few lines, and a customer.
+
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use address::Address;
+use attestation::UnixMillis;
+use aws_sdk_kms::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_kms::primitives::Blob;
+use aws_sdk_kms::types::DataKeySpec;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use enclave::{Dialler, ImageConfiguration, Platform, SystemClock};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use ring::digest;
+use sealing::SystemRandom;
+use sealing::http::{Method, RequestWriter, ResponseHeadReader, ResponseProgress};
+use sealing::message::{DataKey, EncryptedDataKey, EncryptionContext, Limits, MessageId, Suite};
+use sealing::raw_aes::{Keyring, WrappingKey};
+use sealing::reader::open_whole;
+use sealing::writer::{MessageWriter, SealParameters};
+use serde_json::{Value, json};
+use simulator::authority::Authority;
+use simulator::kms;
+use simulator::nsm::{Client, Module, ModuleSettings, Registers, serve};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixListener};
+use tokio::task::JoinSet;
+
+pub(crate) struct Stand {
+    folder: TempDir,
+    pub(crate) kms: kms::Handle,
+    customer: aws_sdk_kms::Client,
+    customer_key: String,
+    _tasks: JoinSet<()>,
+}
+
+/// What the customer asks, and how.
+pub(crate) struct Ask {
+    pub(crate) method: Method,
+    pub(crate) target: &'static str,
+    pub(crate) body: Vec<u8>,
+    pub(crate) raw: Option<Vec<u8>>,
+    pub(crate) headers: &'static [(&'static str, &'static str)],
+    pub(crate) expires: u64,
+    pub(crate) suite: Suite,
+    pub(crate) answer_suite: Suite,
+    pub(crate) under_reply_key: bool,
+}
+
+impl Ask {
+    pub(crate) fn chat(body: &Value) -> Self {
+        Self {
+            method: Method::Post,
+            target: "/v1/chat/completions",
+            body: body.to_string().into_bytes(),
+            ..Self::models()
+        }
+    }
+
+    pub(crate) fn models() -> Self {
+        Self {
+            method: Method::Get,
+            target: "/v1/models",
+            body: Vec::new(),
+            raw: None,
+            headers: &[],
+            expires: now() + 300,
+            suite: Suite::Commit,
+            answer_suite: Suite::Commit,
+            under_reply_key: true,
+        }
+    }
+}
+
+pub(crate) struct Sealed {
+    pub(crate) message: Vec<u8>,
+    message_id: MessageId,
+    reply_key: [u8; 32],
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).unwrap()
+    }
+}
+
+impl Stand {
+    pub(crate) async fn start() -> Self {
+        Self::start_with(json!({})).await
+    }
+
+    pub(crate) async fn start_with(limits: Value) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Arc::new(Authority::ephemeral().unwrap());
+        let principals = format!(
+            r#"{{"AKIATEST": {{"secret": "secret", "arn": "arn:aws:iam::{ACCOUNT}:role/Everything", "iam_allows": true}}}}"#
+        );
+        let principals = kms::Principals::parse(&principals).unwrap();
+        let settings = kms::Settings::on_loopback(folder.path().join("kms"), authority.root_pem().into(), principals);
+        let kms = kms::Server::start(settings).await.unwrap();
+        let customer = sdk(&kms);
+        let (customer_key, model_key) = (create_key(&customer).await, create_key(&customer).await);
+        let (pack, manifest) = archive();
+        let context = [("subrosa:model", MODEL), ("subrosa:purpose", "model-pack"), ("subrosa:version", "1")];
+        let pack = seal(&customer, &model_key, Suite::Commit, &context, 65_536, &pack).await.0;
+        let configuration = json!({"version": 1, "region": REGION, "limits": limits, "models": [{"name": MODEL,
+            "key_arn": model_key, "manifest_sha384": hex::encode(manifest), "model": MODEL, "version": "1"}]});
+
+        let mut tasks = JoinSet::new();
+        let door = folder.path().join("enclave.sock");
+        host_services(&mut tasks, &door, configuration.to_string(), pack);
+        tunnel(&mut tasks, &door, kms.address());
+        let image = format!("release = 7\nkms_roots = \"\"\"\n{}\"\"\"\n", kms.ca_pem());
+        let address = Address::Unix { path: door, port: address::ENCLAVE_PORT };
+        let platform = Platform {
+            dialler: Dialler::at(&address),
+            listener: address,
+            nsm: Arc::new(module(authority)),
+            clock: Arc::new(SystemClock),
+            image: ImageConfiguration::parse(&image).unwrap(),
+        };
+        tasks.spawn(async { enclave::serve(platform, std::future::pending()).await.unwrap() });
+        let stand = Self { folder, kms, customer, customer_key, _tasks: tasks };
+        stand.wait().await;
+        stand
+    }
+
+    async fn wait(&self) {
+        for _ in 0..600 {
+            if address::dial_enclave(&self.door()).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the enclave does not serve");
+    }
+
+    fn door(&self) -> Address {
+        Address::Unix { path: self.folder.path().join("enclave.sock"), port: address::ENCLAVE_PORT }
+    }
+
+    /// Seals, sends, opens.
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<Answer, StatusCode> {
+        let sealed = self.seal(&ask).await;
+        let (status, message) = self.post(sealed.message).await;
+        if status != StatusCode::OK {
+            return Err(status);
+        }
+        let encrypted = encrypted_data_key(&message);
+        let expected = EncryptionContext::from_pairs(context(TENANT, "answer")).unwrap();
+        let data_key = if ask.under_reply_key {
+            assert_eq!(encrypted.0.provider_id, "subrosa");
+            let keyring = Keyring::reply(WrappingKey::from_bytes(sealed.reply_key));
+            keyring.unwrap(std::slice::from_ref(&encrypted.0), &encrypted.1).unwrap()
+        } else {
+            assert_eq!(encrypted.0.provider_info, self.customer_key.as_bytes());
+            decrypt(&self.customer, &self.customer_key, &encrypted.0, &encrypted.1).await
+        };
+        let (header, plaintext) =
+            open_whole(Limits::answer(), &message, 1 << 24, |_| Some(data_key)).expect("the answer opens");
+        assert_eq!(header.suite(), ask.answer_suite);
+        for (key, value) in expected.iter() {
+            assert_eq!(header.context().get(key), Some(value));
+        }
+        let mut rest = plaintext.as_bytes();
+        let Ok(ResponseProgress::Done(head)) = ResponseHeadReader::new(sealed.message_id).push(&mut rest) else {
+            panic!("the answer is to this request")
+        };
+        Ok(Answer { status: head.status, body: rest.to_vec() })
+    }
+
+    pub(crate) async fn seal(&self, ask: &Ask) -> Sealed {
+        self.seal_as(ask, TENANT).await
+    }
+
+    async fn seal_as(&self, ask: &Ask, tenant: &str) -> Sealed {
+        let reply_key = WrappingKey::generate(&mut SystemRandom::new()).unwrap();
+        let content = self.content(ask, &reply_key);
+        let pairs = context(tenant, "inference");
+        let (message, message_id) = seal(&self.customer, &self.customer_key, ask.suite, &pairs, 4096, &content).await;
+        Sealed { message, message_id, reply_key: *reply_key.expose() }
+    }
+
+    fn content(&self, ask: &Ask, reply_key: &WrappingKey) -> Vec<u8> {
+        if let Some(raw) = &ask.raw {
+            return raw.clone();
+        }
+        let mut request = RequestWriter::new(ask.method, ask.target, ask.expires).unwrap();
+        if ask.under_reply_key {
+            request = request.reply_key(reply_key).unwrap();
+        }
+        for (name, value) in ask.headers {
+            request = request.header(name, value).unwrap();
+        }
+        let request = request.answer_suite(ask.answer_suite).unwrap();
+        request.finish(&ask.body).unwrap().as_bytes().to_vec()
+    }
+
+    /// A message that is authentic under its data key, but whose data key was encrypted under our tenant's context.
+    pub(crate) async fn seal_with_foreign_context(&self, ask: &Ask, tenant: &str) -> Vec<u8> {
+        let reply_key = WrappingKey::generate(&mut SystemRandom::new()).unwrap();
+        let content = self.content(ask, &reply_key);
+        let ours = EncryptionContext::from_pairs(context(TENANT, "inference")).unwrap();
+        let (data_key, encrypted) = data_key(&self.customer, &self.customer_key, &ours).await;
+        // First under our own context, so that the enclave has the data key in its cache.
+        for (tenant, is_last) in [(TENANT, false), (tenant, true)] {
+            let pairs = EncryptionContext::from_pairs(context(tenant, "inference")).unwrap();
+            let message = write(Suite::Commit, pairs, 4096, vec![encrypted.clone()], &data_key, &content).0;
+            if is_last {
+                return message;
+            }
+            assert_eq!(self.post(message).await.0, StatusCode::OK);
+        }
+        unreachable!()
+    }
+
+    pub(crate) async fn post(&self, message: Vec<u8>) -> (StatusCode, Vec<u8>) {
+        self.post_as("application/vnd.aws-encryption-sdk", message).await
+    }
+
+    pub(crate) async fn post_as(&self, content_type: &str, message: Vec<u8>) -> (StatusCode, Vec<u8>) {
+        let request = Request::post("http://enclave/v1/sealed").header("content-type", content_type);
+        self.exchange(request.body(Full::new(Bytes::from(message))).unwrap()).await
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> (StatusCode, Vec<u8>) {
+        self.exchange(Request::get(format!("http://enclave{path}")).body(Full::default()).unwrap()).await
+    }
+
+    /// Reads the first piece of the answer and hangs up.
+    pub(crate) async fn post_and_leave(&self, message: Vec<u8>) {
+        let request = Request::post("http://enclave/v1/sealed")
+            .header("content-type", "application/vnd.aws-encryption-sdk")
+            .body(Full::new(Bytes::from(message)))
+            .unwrap();
+        let mut sender = self.connect().await;
+        let mut answer = sender.send_request(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.body_mut().frame().await.unwrap().unwrap();
+    }
+
+    async fn connect(&self) -> http2::SendRequest<Full<Bytes>> {
+        let stream = address::dial_enclave(&self.door()).await.unwrap();
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> (StatusCode, Vec<u8>) {
+        let mut sender = self.connect().await;
+        let answer = sender.send_request(request).await.unwrap();
+        let status = answer.status();
+        (status, answer.into_body().collect().await.unwrap().to_bytes().to_vec())
+    }
+}
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+pub(crate) fn base64(value: &Value) -> Vec<u8> {
+    STANDARD.decode(value.as_str().unwrap()).unwrap()
+}
+
+fn context(tenant: &str, purpose: &'static str) -> [(&'static str, String); 2] {
+    [("subrosa:tenant", tenant.to_owned()), ("subrosa:purpose", purpose.to_owned())]
+}
+
+/// A module that signs, on a thread of its own, behind its socket.
+fn module(authority: Arc<Authority>) -> Client {
+    let millis = || UnixMillis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64);
+    let registers = Registers { pcr0: [1; 48], pcr1: [2; 48], pcr2: [3; 48], role_arn: None };
+    let instance_id = "i-0123456789abcdef0".to_owned();
+    let settings = ModuleSettings { region: REGION.to_owned(), instance_id, registers, debug: false };
+    let mut module = Module::new(authority, &settings, millis()).unwrap();
+    let (ours, theirs) = StdUnixStream::pair().unwrap();
+    std::thread::spawn(move || serve(ours, &mut module, millis));
+    Client::new(theirs)
+}
+
+fn host_services(tasks: &mut JoinSet<()>, door: &Path, configuration: String, pack: Vec<u8>) {
+    let listener = UnixListener::bind(format!("{}_8000", door.display())).unwrap();
+    tasks.spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.unwrap();
+            }
+            let request = String::from_utf8(request).unwrap();
+            let body = match request.split(' ').nth(1).unwrap() {
+                "/v1/configuration" => configuration.clone().into_bytes(),
+                "/v1/credentials" => {
+                    br#"{"AccessKeyId":"AKIATEST","SecretAccessKey":"secret","Expiration":"2099-01-01T00:00:00Z"}"#
+                        .to_vec()
+                }
+                "/v1/model-packs/subrosa-intake" => pack.clone(),
+                _ => Vec::new(),
+            };
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
+        }
+    });
+}
+
+fn tunnel(tasks: &mut JoinSet<()>, door: &Path, kms: std::net::SocketAddr) {
+    let listener = UnixListener::bind(format!("{}_8443", door.display())).unwrap();
+    tasks.spawn(async move {
+        loop {
+            let (mut inside, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut outside = TcpStream::connect(kms).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
+            });
+        }
+    });
+}
+
+fn sdk(kms: &kms::Handle) -> aws_sdk_kms::Client {
+    use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+    use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+    let trust = TrustStore::empty().with_pem_certificate(kms.ca_pem().as_bytes());
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+        .tls_context(TlsContext::builder().with_trust_store(trust).build().unwrap())
+        .build_https();
+    let configuration = aws_sdk_kms::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(REGION))
+        .endpoint_url(kms.url())
+        .credentials_provider(Credentials::new("AKIATEST", "secret", None, None, "test"))
+        .http_client(http)
+        .build();
+    aws_sdk_kms::Client::from_conf(configuration)
+}
+
+async fn create_key(client: &aws_sdk_kms::Client) -> String {
+    let policy = json!({"Version": "2012-10-17", "Statement": [{"Sid": "Everything", "Effect": "Allow",
+        "Principal": {"AWS": format!("arn:aws:iam::{ACCOUNT}:root")}, "Action": "kms:*", "Resource": "*"}]});
+    let created = client.create_key().policy(policy.to_string()).send().await.unwrap();
+    created.key_metadata.unwrap().arn.unwrap()
+}
+
+async fn data_key(client: &aws_sdk_kms::Client, key: &str, context: &EncryptionContext) -> (DataKey, EncryptedDataKey) {
+    let mut call = client.generate_data_key().key_id(key).key_spec(DataKeySpec::Aes256);
+    for (key, value) in context.iter() {
+        call = call.encryption_context(key, value);
+    }
+    let answer = call.send().await.unwrap();
+    let data_key = DataKey::from_slice(answer.plaintext().unwrap().as_ref()).unwrap();
+    let ciphertext = answer.ciphertext_blob().unwrap().as_ref().to_vec();
+    (data_key, EncryptedDataKey { provider_id: "aws-kms".into(), provider_info: key.into(), ciphertext })
+}
+
+async fn decrypt(
+    client: &aws_sdk_kms::Client,
+    key: &str,
+    encrypted: &EncryptedDataKey,
+    context: &EncryptionContext,
+) -> DataKey {
+    let mut call = client.decrypt().key_id(key).ciphertext_blob(Blob::new(encrypted.ciphertext.clone()));
+    for (key, value) in context.iter() {
+        call = call.encryption_context(key, value);
+    }
+    DataKey::from_slice(call.send().await.unwrap().plaintext().unwrap().as_ref()).unwrap()
+}
+
+async fn seal<V: Into<String> + Clone>(
+    client: &aws_sdk_kms::Client,
+    key: &str,
+    suite: Suite,
+    context: &[(&'static str, V)],
+    frame_length: u32,
+    content: &[u8],
+) -> (Vec<u8>, MessageId) {
+    let context = EncryptionContext::from_pairs(context.iter().cloned()).unwrap();
+    let parameters = SealParameters::begin(suite, context, frame_length, &mut SystemRandom::new()).unwrap();
+    let (data_key, encrypted) = data_key(client, key, parameters.context()).await;
+    finish(parameters, vec![encrypted], &data_key, content)
+}
+
+fn write(
+    suite: Suite,
+    context: EncryptionContext,
+    frame_length: u32,
+    encrypted: Vec<EncryptedDataKey>,
+    data_key: &DataKey,
+    content: &[u8],
+) -> (Vec<u8>, MessageId) {
+    let parameters = SealParameters::begin(suite, context, frame_length, &mut SystemRandom::new()).unwrap();
+    finish(parameters, encrypted, data_key, content)
+}
+
+fn finish(
+    parameters: SealParameters,
+    encrypted: Vec<EncryptedDataKey>,
+    data_key: &DataKey,
+    content: &[u8],
+) -> (Vec<u8>, MessageId) {
+    let message_id = *parameters.message_id();
+    let mut writer = MessageWriter::new(parameters, encrypted, data_key).unwrap();
+    let mut message = writer.header().to_vec();
+    writer.write(content, &mut message).unwrap();
+    writer.finish(&mut message).unwrap();
+    (message, message_id)
+}
+
+fn encrypted_data_key(message: &[u8]) -> (EncryptedDataKey, EncryptionContext) {
+    let mut rest = message;
+    let sealing::reader::Progress::Done(header) =
+        sealing::reader::HeaderReader::new(Limits::answer()).push(&mut rest).unwrap()
+    else {
+        panic!("a whole header")
+    };
+    (header.encrypted_data_keys()[0].clone(), header.context().clone())
+}
+
+/// A ustar archive of a manifest and the demonstration model.
+fn archive() -> (Vec<u8>, Vec<u8>) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/demo-model/subrosa-intake.gguf");
+    let model = std::fs::read(path).unwrap();
+    let sha384 = |bytes: &[u8]| digest::digest(&digest::SHA384, bytes).as_ref().to_vec();
+    let manifest = json!({"version": 1, "name": MODEL, "files": [
+        {"path": "model.gguf", "size": model.len(), "sha384": hex::encode(sha384(&model))}]});
+    let manifest = manifest.to_string().into_bytes();
+    let mut out = Vec::new();
+    for (name, content) in [("manifest.json", &manifest), ("model.gguf", &model)] {
+        let mut block = [0_u8; 512];
+        let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, name.as_bytes());
+        put(100, b"0000644\x000000000\x000000000\x00");
+        put(124, format!("{:011o}\0", content.len()).as_bytes());
+        put(136, b"00000000000\x00        0");
+        put(257, b"ustar\x0000");
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        out.extend_from_slice(&block);
+        out.extend_from_slice(content);
+        out.resize(out.len().next_multiple_of(512), 0);
+    }
+    out.resize(out.len() + 1024, 0);
+    (out, sha384(&manifest))
+}
+
+const ACCOUNT: &str = "111122223333";
+const REGION: &str = "us-east-1";
+const MODEL: &str = "subrosa-intake";
+const TENANT: &str = "clinic-7";

@@ -1,0 +1,197 @@
+//! The whole path in one process: `enclave::serve` with a security module that really signs, a KMS that really checks,
+//! and a parent of a few lines. What stands outside the enclave is a fake at the wire; the enclave itself is the shipped
+//! library.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test"
+)]
+
+#[path = "stand/mod.rs"]
+mod stand;
+
+use std::time::Duration;
+
+use http::StatusCode;
+use sealing::message::Suite;
+use serde_json::{Value, json};
+use stand::{Ask, Stand};
+
+fn question(stream: bool) -> Value {
+    json!({"model": "subrosa-intake", "stream": stream, "temperature": 0, "max_tokens": 40,
+        "messages": [{"role": "user", "content": "Patient reports chest pain since Monday, takes aspirin."}]})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_request_is_answered_under_the_reply_key_and_under_the_customers_key() {
+    let stand = Stand::start().await;
+    for under_reply_key in [true, false] {
+        for suite in [Suite::Commit, Suite::CommitSigned] {
+            let ask = Ask { under_reply_key, suite, answer_suite: suite, ..Ask::chat(&question(false)) };
+            let answer = stand.ask(ask).await.unwrap();
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            let body: Value = serde_json::from_slice(&answer.body).unwrap();
+            assert_eq!(body["object"], "chat.completion");
+            assert!(!body["choices"][0]["message"]["content"].as_str().unwrap().is_empty());
+            assert_eq!(answer.body.len() % 4096, 0, "whole frames");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_is_events_in_frames_and_says_the_same() {
+    let stand = Stand::start().await;
+    let whole = stand.ask(Ask::chat(&question(false))).await.unwrap();
+    let whole: Value = serde_json::from_slice(&whole.body).unwrap();
+    let answer = stand.ask(Ask::chat(&question(true))).await.unwrap();
+    assert_eq!((answer.status, answer.body.len() % 512), (200, 0));
+    let text = answer.text();
+    let chunks: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
+    assert_eq!(chunks.last(), Some(&"[DONE]"));
+    let content: String = chunks[..chunks.len() - 1]
+        .iter()
+        .map(|chunk| serde_json::from_str::<Value>(chunk).unwrap())
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .collect();
+    assert_eq!(Some(content.as_str()), whole["choices"][0]["message"]["content"].as_str());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_of_an_open_request_are_sealed() {
+    let stand = Stand::start().await;
+    let unknown = json!({"model": "other", "messages": [{"role": "user", "content": "x"}]});
+    let now = stand::now();
+    const WRONG_ENCLAVE: &[(&str, &str)] = &[("Subrosa-Enclave", "i-00000000000000000-enc0000000000000000")];
+    let long = json!({"model": "subrosa-intake", "messages": [{"role": "user", "content": "word ".repeat(9000)}]});
+    for (ask, status, code) in [
+        (Ask::chat(&unknown), 404, "unknown-model"),
+        (Ask::chat(&json!({"model": 5})), 400, "invalid-request"),
+        (Ask::chat(&long), 413, "context-too-long"),
+        (Ask { expires: now - 1, ..Ask::chat(&question(false)) }, 410, "expired"),
+        (Ask { expires: now + 2000, ..Ask::chat(&question(false)) }, 400, "invalid-request"),
+        (Ask { headers: WRONG_ENCLAVE, ..Ask::chat(&question(false)) }, 409, "wrong-enclave"),
+        (
+            Ask { raw: Some(b"not HTTP at all".to_vec()), under_reply_key: false, ..Ask::chat(&question(false)) },
+            400,
+            "invalid-request",
+        ),
+    ] {
+        let answer = stand.ask(ask).await.unwrap();
+        let body: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!((answer.status, body["error"]["code"].as_str()), (status, Some(code)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_models_are_listed() {
+    let stand = Stand::start().await;
+    let answer = stand.ask(Ask::models()).await.unwrap();
+    let body: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(body["data"][0]["id"], "subrosa-intake");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_message_cannot_be_opened() {
+    let stand = Stand::start().await;
+    let sealed = stand.seal(&Ask::chat(&question(false))).await;
+    assert_eq!(stand.post(sealed.message.clone()).await.0, StatusCode::OK);
+    let (status, body) = stand.post(sealed.message).await;
+    assert_eq!((status, body.as_slice()), (StatusCode::BAD_REQUEST, br#"{"refusal":"cannot-open"}"#.as_slice()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_cut_or_lengthened_message_cannot_be_opened() {
+    let stand = Stand::start().await;
+    let message = stand.seal(&Ask::chat(&question(false))).await.message;
+    let mut variants: Vec<Vec<u8>> = (0..message.len())
+        .step_by(61)
+        .map(|at| {
+            let mut changed = message.clone();
+            changed[at] ^= 1;
+            changed
+        })
+        .collect();
+    variants.push(message[..message.len() - 1].to_vec());
+    variants.push([message.as_slice(), b"x"].concat());
+    variants.push(Vec::new());
+    for variant in variants {
+        assert_eq!(stand.post(variant).await.0, StatusCode::BAD_REQUEST);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_data_key_under_another_tenants_context_cannot_be_opened() {
+    let stand = Stand::start().await;
+    let ask = Ask::chat(&question(false));
+    assert_eq!(stand.ask(ask).await.unwrap().status, 200);
+    // The same key and the same encrypted data key, with another tenant in the header: the cache must not hit, and KMS
+    // refuses the context.
+    let moved = stand.seal_with_foreign_context(&Ask::chat(&question(false)), "other-clinic").await;
+    assert_eq!(stand.post(moved).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_carry_the_clients_nonce_and_the_keysets_digest_and_no_key() {
+    let stand = Stand::start().await;
+    let (status, body) = stand.get(&format!("/v1/attestation?nonce={}", "ab".repeat(32))).await;
+    assert_eq!(status, StatusCode::OK);
+    let body: Value = serde_json::from_slice(&body).unwrap();
+    let document = attestation::Document::parse(&stand::base64(&body["document"])).unwrap();
+    let keyset = attestation::keyset::Keyset::parse(&stand::base64(&body["keyset"])).unwrap();
+    assert_eq!(document.nonce(), Some([0xab; 32].as_slice()));
+    assert_eq!(document.user_data(), Some(keyset.digest().as_bytes().as_slice()));
+    assert_eq!(document.public_key(), None);
+    let locked: Vec<u8> = document.pcrs().keys().copied().filter(|index| *index > 15).collect();
+    assert_eq!(locked, [16, 17]);
+    for bad in [
+        "",
+        "?nonce=",
+        "?nonce=ab",
+        "?nonce=zz",
+        "?user_data=abababababababababababababababab",
+        &format!("?nonce={}", "ab".repeat(65)),
+    ] {
+        assert_eq!(stand.get(&format!("/v1/attestation{bad}")).await.0, StatusCode::BAD_REQUEST, "{bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outer_requests_that_are_wrong_are_told_apart() {
+    let stand = Stand::start().await;
+    assert_eq!(stand.get("/v1/status").await.0, StatusCode::OK);
+    assert_eq!(stand.get("/v1/other").await.0, StatusCode::NOT_FOUND);
+    assert_eq!(stand.post_as("text/plain", b"x".to_vec()).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(stand.post(vec![2; (1 << 20) + 1]).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_kms_with_plaintext_or_of_another_key_is_refused() {
+    for lie in [
+        simulator::kms::Lie::Plaintext,
+        simulator::kms::Lie::PlaintextBeside,
+        simulator::kms::Lie::OtherKeyId,
+        simulator::kms::Lie::OtherPlaintext,
+        simulator::kms::Lie::GarbageEnvelope,
+        simulator::kms::Lie::Nothing,
+    ] {
+        let stand = Stand::start().await;
+        let message = stand.seal(&Ask::chat(&question(false))).await.message;
+        stand.kms.faults().lie_next(1, "Decrypt", lie);
+        assert_eq!(stand.post(message).await.0, StatusCode::BAD_REQUEST);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_away_frees_its_place() {
+    let stand = Stand::start_with(json!({"concurrent_requests": 1})).await;
+    for _ in 0..3 {
+        let sealed = stand.seal(&Ask::chat(&question(true))).await;
+        stand.post_and_leave(sealed.message).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(stand.ask(Ask::chat(&question(false))).await.unwrap().status, 200);
+}
