@@ -14,6 +14,7 @@ use std::future::Future;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use exit::{Exit, Failure};
 
@@ -44,7 +45,7 @@ pub(crate) fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Failure::new(Exit::Other, format!("the runtime cannot be started: {error}")).report(),
     };
-    let result = runtime.block_on(async {
+    let result = runtime.block_on(unless_interrupted(async {
         match command {
             Command::Ask(ask) => ask.run().await,
             Command::Verify(verify) => verify.run().await,
@@ -53,7 +54,7 @@ pub(crate) fn run() -> ExitCode {
             Command::Policy(policy) => policy.run(),
             Command::Pack(pack) => pack.run().await,
         }
-    });
+    }));
     // A thread that still waits for standard input must not keep an interrupted command alive.
     runtime.shutdown_background();
     match result {
@@ -62,25 +63,37 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Runs `work` until it ends, or until somebody ends it: then `clean` runs, and nothing half-made stays behind.
-async fn unless_interrupted<T>(
-    work: impl Future<Output = Result<T, Failure>>,
-    clean: impl FnOnce(),
-) -> Result<T, Failure> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let wrong = |error: std::io::Error| Failure::new(Exit::Other, format!("signals cannot be watched: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
+/// Runs `work` until it ends, or until somebody ends it: then nothing half-made stays behind.
+async fn unless_interrupted(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     tokio::select! {
+        // The command first: it may have last words of its own.
+        biased;
         result = work => result,
-        _ = tokio::signal::ctrl_c() => { clean(); Err(Failure::interrupted()) }
-        _ = terminate.recv() => { clean(); Err(Failure::interrupted()) }
+        failure = interrupted() => {
+            output::remove_unfinished();
+            Err(failure)
+        }
     }
 }
 
+/// Waits for Ctrl-C or SIGTERM.
+async fn interrupted() -> Failure {
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
+        return Failure::new(Exit::Other, "signals cannot be watched");
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Failure::interrupted()
+}
+
 const HELP: &str = "\
-Exit codes: 0 good; 1 other (also: an answer or file that is not whole); 2 usage; 3 network; 4 refusal;
-5 attestation or measurement mismatch; 130 interrupted.
+Exit codes: 0 good; 1 other (also: an answer or a file that is not whole); 2 usage; 3 network;
+4 refusal; 5 attestation or measurement mismatch; 130 interrupted.
 Results go to standard output, everything else to standard error.
 
-AWS settings are the usual ones: AWS_REGION, AWS_PROFILE, credentials from environment, profile, container or
-instance; AWS_ENDPOINT_URL_KMS and AWS_CA_BUNDLE for an endpoint of your own.";
+AWS settings are the usual ones: AWS_REGION, AWS_PROFILE, credentials from the environment, a
+profile, a container or an instance; AWS_ENDPOINT_URL_KMS and AWS_CA_BUNDLE for an endpoint of
+your own.";

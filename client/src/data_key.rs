@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use aws_sdk_kms::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::DataKeySpec;
 use sealing::SystemRandom;
@@ -197,7 +197,7 @@ fn kms_error<E>(operation: &'static str, key: &str, error: SdkError<E>) -> DataK
 where
     E: ProvideErrorMetadata + std::error::Error + 'static,
 {
-    let detail = || printable(&DisplayErrorContext(&error).to_string());
+    let detail = || causes(&error);
     match &error {
         SdkError::ServiceError(answer) if answer.raw().status().as_u16() < 500 => DataKeyError::Refused {
             operation,
@@ -211,6 +211,20 @@ where
         }
         _ => DataKeyError::Unreachable { operation, detail: detail() },
     }
+}
+
+/// An error and what caused it, on one line; each cause once, because the SDK's repeat what they wrap.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    printable(&text)
 }
 
 fn printable(text: &str) -> String {

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read, Write};
 
-use sealing::message::{ContextError, EncryptionContext, Limits, Suite};
+use sealing::message::{EncryptionContext, Limits, Suite};
 use sealing::reader::{End, Header, HeaderReader, OpenError, Progress};
 use sealing::writer::{MessageWriter, SealError, SealParameters};
 use sealing::{SecretBytes, SystemRandom};
@@ -149,9 +149,6 @@ pub enum FileError {
         /// What is there.
         found: String,
     },
-    /// A context that cannot be.
-    #[error(transparent)]
-    BadContext(#[from] ContextError),
 }
 
 fn check_context(context: &EncryptionContext, required: &EncryptionContext) -> Result<(), FileError> {

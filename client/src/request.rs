@@ -9,27 +9,21 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 /// A chat completion to ask for.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Request {
-    /// The model, by the name that the service's configuration gives it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The model, by the name that the service's configuration gives it; `None` means [`DEFAULT_MODEL`].
     pub model: Option<String>,
     /// The conversation.
     pub messages: Vec<Message>,
     /// Most tokens of the answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
-    /// Sampling temperature.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Sampling temperature, 0 to 2; 0 takes the likeliest token.
     pub temperature: Option<f32>,
     /// Nucleus sampling.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub top_p: Option<f32>,
     /// Seed of the sampling.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seed: Option<u64>,
+    pub seed: Option<i64>,
     /// Texts at which to stop.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
     /// Whether the answer comes token by token.
     pub stream: bool,
@@ -80,10 +74,25 @@ impl Request {
     /// The inner request, filled up to a whole number of [`SIZE_CLASS`] bytes: the parent learns the class, not the length.
     pub(crate) fn to_http(&self, fields: &InnerFields<'_>) -> Result<SecretBytes, RequestError> {
         let mut body = Zeroizing::new(Vec::with_capacity(self.room()));
-        serde_json::to_writer(&mut *body, self).map_err(|_| RequestError::Json)?;
+        serde_json::to_writer(&mut *body, &self.wire()).map_err(|_| RequestError::Json)?;
         let bare = fields.write(&body, 1)?;
         let whole = fields.write(&body, 1 + missing(bare.len(), SIZE_CLASS))?;
         if whole.len() > MAX_REQUEST { Err(RequestError::TooLong { length: whole.len() }) } else { Ok(whole) }
+    }
+
+    fn wire(&self) -> Wire<'_> {
+        let Self { model, messages, max_tokens, temperature, top_p, seed, stop, stream } = self;
+        Wire {
+            model: model.as_deref().unwrap_or(DEFAULT_MODEL),
+            messages,
+            max_tokens: *max_tokens,
+            temperature: *temperature,
+            top_p: *top_p,
+            seed: *seed,
+            stop,
+            stream: *stream,
+            stream_options: stream.then_some(StreamOptions { include_usage: true }),
+        }
     }
 
     /// Bytes that the JSON takes at most, so that it is never moved: a control character becomes six.
@@ -92,6 +101,31 @@ impl Request {
         let stop: usize = self.stop.iter().map(|text| text.len() + 8).sum();
         (text + stop + self.model.as_ref().map_or(0, String::len)).saturating_mul(6).saturating_add(512)
     }
+}
+
+/// The body (OpenAI API reference, *Create chat completion*).
+#[derive(Serialize)]
+struct Wire<'a> {
+    model: &'a str,
+    messages: &'a [Message],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p: Option<f32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seed: Option<i64>,
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    stop: &'a [String],
+    stream: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Serialize)]
+struct StreamOptions {
+    include_usage: bool,
 }
 
 /// No text in a log by accident.
@@ -143,6 +177,8 @@ pub enum RequestError {
     Http(#[from] HttpError),
 }
 
+/// The model of the demonstration: what a request asks for that names none.
+pub const DEFAULT_MODEL: &str = "subrosa-intake";
 const PATH: &str = "/v1/chat/completions";
 /// Of requests: what the parent sees of a prompt's length.
 pub const SIZE_CLASS: usize = 512;

@@ -10,13 +10,14 @@ use serde_json::{Value, json};
 use subrosa_client::answer::{Answer, Complete};
 use subrosa_client::live::Verification;
 use subrosa_client::measurements::join;
+use subrosa_client::request::DEFAULT_MODEL;
 use subrosa_client::transport::Deadlines;
 use subrosa_client::{AnswerUnder, Client, Message, Request, aws};
 
 use super::arguments::{MeasurementArguments, anchor, read_bounded, seconds, suite};
 use super::exit::{Exit, Failure};
+use super::interrupted;
 use super::output::{note, print};
-use super::unless_interrupted;
 
 /// Ask a model: seal the question under a KMS key, send it, open the answer as it comes.
 #[derive(Args)]
@@ -33,8 +34,8 @@ pub(crate) struct Ask {
     #[arg(long, env = "SUBROSA_TENANT")]
     tenant: String,
     /// The model, by the name that the service gives it.
-    #[arg(long)]
-    model: Option<String>,
+    #[arg(long, env = "SUBROSA_MODEL", default_value = DEFAULT_MODEL)]
+    model: String,
     /// A system message before the question.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -53,8 +54,8 @@ pub(crate) struct Ask {
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
     /// Seed of the sampling.
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    seed: Option<i64>,
     /// Take the answer at once, not token by token.
     #[arg(long)]
     no_stream: bool,
@@ -105,7 +106,10 @@ enum Under {
 impl Ask {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let json = self.json;
-        let result = unless_interrupted(self.ask(), || ()).await;
+        let result = tokio::select! {
+            result = self.ask() => result,
+            failure = interrupted() => Err(failure),
+        };
         match (&result, json) {
             (Err(failure), true) => {
                 let end = json!({"event": "end", "complete": false, "error": failure.message(), "exit": failure.exit() as u8});
@@ -174,7 +178,7 @@ impl Ask {
             request.messages.insert(0, Message { role: "system".to_owned(), content: system.clone() });
         }
         Ok(Request {
-            model: self.model.clone(),
+            model: Some(self.model.clone()),
             max_tokens: self.max_tokens,
             temperature: self.temperature,
             top_p: self.top_p,

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use sealing::writer::SealError;
 use subrosa_client::answer::AnswerError;
 use subrosa_client::aws::ConfigurationError;
 use subrosa_client::client::{AskError, BuildError};
@@ -100,7 +101,7 @@ impl From<FileError> for Failure {
     fn from(error: FileError) -> Self {
         match error {
             FileError::Key(error) => error.into(),
-            error @ FileError::BadContext(_) => Self::usage(error),
+            error @ FileError::Seal(SealError::Context(_)) => Self::usage(format!("--context: {error}")),
             error => Self::new(Exit::Other, error),
         }
     }

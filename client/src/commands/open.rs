@@ -8,9 +8,8 @@ use tokio::runtime::Handle;
 
 use super::arguments::{KeyArguments, context, pair};
 use super::exit::Failure;
-use super::output::{Output, progress, remove};
-use super::seal::{joined, open_input, write_header};
-use super::unless_interrupted;
+use super::output::{Output, print, progress};
+use super::seal::{describe, joined, open_input, write_header};
 
 /// Open a sealed file or stream: an AWS Encryption SDK message of suite 0478 or 0578.
 #[derive(Args)]
@@ -28,29 +27,36 @@ pub(crate) struct Open {
     /// verified. Default: standard output, which gets provisional plaintext.
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// What was opened, as one JSON object on standard output.
+    #[arg(long, requires = "output")]
+    json: bool,
     /// What to open. Default, and `-`: standard input.
     input: Option<PathBuf>,
 }
 
 impl Open {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        let Self { key, context: pairs, json_header, output, input } = self;
+        let Self { key, context: pairs, json_header, output, json, input } = self;
         let required = context(pairs)?;
         let keys = key.source().await?;
         let (mut source, total) = open_input(input)?;
         let mut out = Output::create(output.as_deref(), false)?;
-        let (temporary, runtime, streamed) = (out.temporary(), Handle::current(), output.is_none());
+        let (runtime, streamed) = (Handle::current(), output.is_none());
         let work = tokio::task::spawn_blocking(move || {
             let bar = progress(total, "opening");
             let opened = files::open(&mut source, &mut out, &keys, &required, &runtime, |more| bar.inc(more));
             bar.finish_and_clear();
             let opened = opened.map_err(|error| explain(error.into(), streamed))?;
+            out.commit()?;
             if let Some(path) = json_header {
                 write_header(&path, &opened.header)?;
             }
-            out.commit()
+            if json {
+                print(&describe(&opened.header, &[("plaintext_bytes", opened.end.length())]).to_string())?;
+            }
+            Ok(())
         });
-        unless_interrupted(joined(work), || remove(temporary)).await
+        joined(work).await
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -32,15 +33,10 @@ impl Output {
             .permissions(Permissions::from_mode(if public { 0o666 } else { 0o600 }))
             .tempfile_in(folder)
             .map_err(|error| wrong(&error))?;
-        Ok(Self::File { file, path: path.to_owned() })
-    }
-
-    /// The temporary file, for whoever must remove it on an interruption.
-    pub(crate) fn temporary(&self) -> Option<PathBuf> {
-        match self {
-            Self::Stdout(_) => None,
-            Self::File { file, .. } => Some(file.path().to_owned()),
+        if let Ok(mut paths) = UNFINISHED.lock() {
+            paths.push(file.path().to_owned());
         }
+        Ok(Self::File { file, path: path.to_owned() })
     }
 
     /// A line of text.
@@ -82,13 +78,17 @@ impl Write for Output {
     }
 }
 
-/// Removes what an interrupted command had begun.
-pub(crate) fn remove(temporary: Option<PathBuf>) {
-    if let Some(path) = temporary {
+/// Removes every temporary file of this process that has no name yet: for an interruption, in which no destructor runs.
+pub(crate) fn remove_unfinished() {
+    let unfinished = UNFINISHED.lock().map(|mut paths| std::mem::take(&mut *paths)).unwrap_or_default();
+    for path in unfinished {
         // It may have got its name, or be gone, in the meantime.
         let _ = fs::remove_file(path);
     }
 }
+
+/// The temporary files that were made. Their names are random and never used again.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// A progress bar on standard error, if that is a terminal; of unknown length without `total`.
 pub(crate) fn progress(total: Option<u64>, what: &'static str) -> ProgressBar {

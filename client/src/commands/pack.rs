@@ -7,9 +7,8 @@ use serde_json::json;
 use subrosa_client::pack::{self, Entry, PackError};
 
 use super::exit::{Exit, Failure};
-use super::output::{Output, print, progress, remove};
+use super::output::{Output, print, progress};
 use super::seal::joined;
-use super::unless_interrupted;
 
 /// Make a model pack: the archive that `subrosa seal` then seals for the enclave.
 #[derive(Args)]
@@ -36,7 +35,7 @@ impl Pack {
         let total =
             entries.iter().map(|entry| std::fs::metadata(&entry.file).map_or(0, |file| file.len())).sum::<u64>();
         let mut out = Output::create(Some(&output), true)?;
-        let (temporary, model) = (out.temporary(), name.clone());
+        let model = name.clone();
         let work = tokio::task::spawn_blocking(move || {
             let bar = progress(Some(total * 2), "packing");
             let packed = pack::write(&model, &entries, &mut out, |more| bar.inc(more)).map_err(failure)?;
@@ -44,7 +43,7 @@ impl Pack {
             bar.finish_and_clear();
             Ok(packed)
         });
-        let packed = unless_interrupted(joined(work), || remove(temporary)).await?;
+        let packed = joined(work).await?;
         let digest = hex::encode(packed.manifest_sha384);
         if json {
             let manifest: serde_json::Value = serde_json::from_slice(&packed.manifest).unwrap_or_default();

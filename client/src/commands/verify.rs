@@ -20,7 +20,6 @@ use time::format_description::well_known::Rfc3339;
 use super::arguments::{MeasurementArguments, anchor, read_bounded, seconds};
 use super::exit::{Exit, Failure};
 use super::output::print;
-use super::unless_interrupted;
 
 /// Check an attestation document, stored or of a live enclave: is its signature good, is it fresh, is it the right code?
 #[derive(Args)]
@@ -68,7 +67,7 @@ impl Verify {
             (Some(url), _) => {
                 let max_age = max_age.unwrap_or(attestation::freshness::LIVE_MAX_AGE);
                 let verification = Verification { anchor: anchor.clone(), pcrs, max_age, danger_allow_debug };
-                unless_interrupted(live(&url, &verification, timeout), || ()).await?
+                live(&url, &verification, timeout).await?
             }
             (None, Some(path)) => {
                 let evidence = Evidence::read(&read_bounded(&path, MAX_EVIDENCE as u64)?)
