@@ -1,7 +1,8 @@
 //! Loads a model from a GGUF file and generates text on the CPU.
 //!
 //! This crate knows no socket, no key, no NSM and no log. It gets bytes and messages, and gives tokens. What it
-//! holds of a customer (prompt, tokens, KV cache, text held back) has no `Debug` and is wiped on drop.
+//! holds of a customer (prompt, tokens, KV cache, text held back) has no `Debug` and is wiped on drop. What candle, the
+//! `tokenizers` library and the template engine copy of it while they work is freed, but not wiped.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;

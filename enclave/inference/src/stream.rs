@@ -1,6 +1,8 @@
 //! From tokens back to text, piece by piece: no half of a character, and no part of a stop text, is ever let out.
 
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
+
+use crate::sample::MAX_STOP_BYTES;
 
 /// The text of one answer while it is generated.
 pub(crate) struct TextStream<'a> {
@@ -20,7 +22,9 @@ pub(crate) struct Piece {
 
 impl<'a> TextStream<'a> {
     pub(crate) fn new(stops: &'a [Zeroizing<String>]) -> Self {
-        Self { stops, partial: Zeroizing::new(Vec::new()), held: Zeroizing::new(String::new()) }
+        // With room for what will be held: a buffer that grows leaves its former self behind, not wiped.
+        let (partial, held) = (Vec::with_capacity(ROOM), String::with_capacity(MAX_STOP_BYTES + ROOM));
+        Self { stops, partial: Zeroizing::new(partial), held: Zeroizing::new(held) }
     }
 
     /// Takes the bytes of a token.
@@ -73,11 +77,10 @@ impl<'a> TextStream<'a> {
             None if all => (self.held.len(), false),
             None => (self.held.len() - self.may_begin_a_stop(), false),
         };
-        let (text, rest) = self.held.split_at(end);
-        let text = Zeroizing::new(text.to_owned());
-        let rest = if stopped { Zeroizing::new(String::new()) } else { Zeroizing::new(rest.to_owned()) };
-        self.held.zeroize();
-        self.held.push_str(&rest);
+        let text = Zeroizing::new(self.held.get(..end).unwrap_or_default().to_owned());
+        // What moves up leaves a copy behind, within the buffer that is wiped on drop.
+        let done = if stopped { self.held.len() } else { end };
+        self.held.drain(..done);
         Piece { text, stopped }
     }
 
@@ -90,6 +93,9 @@ impl<'a> TextStream<'a> {
         self.stops.iter().filter_map(longest).max().unwrap_or(0)
     }
 }
+
+/// Tokens are shorter, but for rare ones.
+const ROOM: usize = 256;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,7 @@
 //! The model's own chat template, which is a program from a stranger: it runs with fuel, without I/O, clock or
-//! randomness, and what it writes is bounded.
+//! randomness, and what it writes is bounded. What it holds while it runs is not: the engine counts instructions, not
+//! bytes, and a loop that doubles a text runs out of memory before it runs out of fuel. That costs availability; the
+//! template is part of the file whose digest the operator's configuration names.
 
 use std::fmt;
 use std::io;
@@ -97,7 +99,8 @@ impl Template {
             eos_token => rendering.end,
             add_generation_prompt => true,
         };
-        let mut rendered = Bounded { text: Zeroizing::new(Vec::new()), full: false };
+        let room = rendering.messages.iter().map(|(_, content)| 2 * content.len() + ROOM).sum();
+        let mut rendered = Bounded { text: Zeroizing::new(Vec::with_capacity(room)), full: false };
         let outcome = template.render_captured_to(context, &mut rendered).map(|_| ());
         if rendered.full {
             return Err(TemplateError::TooLong);
@@ -192,5 +195,7 @@ const RAISED: &str = "raise_exception";
 /// Instructions of the template engine: 256 messages take some 10,000 in the longest templates in circulation.
 const FUEL: u64 = 1_000_000;
 const MAX_RECURSION: usize = 32;
+/// What a template writes around a message, in most cases.
+const ROOM: usize = 256;
 /// More than any context that the engine takes has room for.
 pub(crate) const MAX_RENDERED_BYTES: usize = 16 << 20;

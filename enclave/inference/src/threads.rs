@@ -9,6 +9,7 @@
 //!
 //! [`LoadOptions::threads`]: crate::LoadOptions::threads
 
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -33,6 +34,9 @@ pub(crate) struct Threads(ThreadPool);
 impl Threads {
     /// `count` threads; 0 stands for one per core.
     pub(crate) fn start(count: usize) -> Result<Self, ThreadsError> {
+        // Not left to rayon, which would ask the environment.
+        let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        let count = if count == 0 { cores() } else { count };
         let pool = ThreadPoolBuilder::new().num_threads(count).thread_name(|index| format!("engine-{index}")).build();
         pool.map(Self).map_err(|error| ThreadsError { wanted: count, reason: error.to_string() })
     }

@@ -159,11 +159,8 @@ fn tokens(count: usize) -> Vec<u32> {
 fn both(shape: Shape, options: &LoadOptions, count: usize) -> (Vec<f32>, Vec<f32>) {
     let file = random_model(&shape, 3);
     let model = Model::load(&file.to_bytes(), options).unwrap();
-    assert_eq!(
-        model.uses_block_threads(),
-        options.dense_parameters == 0 && shape.kind == GgmlDType::Q8_0
-            || options.dense_parameters == 0 && shape.kind == GgmlDType::Q4_0
-    );
+    let quantised = matches!(shape.kind, GgmlDType::Q8_0 | GgmlDType::Q4_0);
+    assert_eq!(model.uses_block_threads(), quantised && options.dense_parameters == 0);
     let tokens = tokens(count);
     let found = model.logits(&model.prompt_of_tokens(&tokens).unwrap()).unwrap();
     (found, Plain { shape, file: &file }.logits(&tokens))
@@ -212,7 +209,7 @@ fn k_quants_agree_with_themselves_held_as_f32() {
             model.logits(&model.prompt_of_tokens(&tokens(30)).unwrap()).unwrap()
         };
         let distance = distance(&logits(0), &logits(usize::MAX));
-        assert!(distance > 0.0 && distance < 0.03, "{kind:?}: {distance}");
+        assert!(distance > 0.0 && distance < 0.05, "{kind:?}: {distance}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Keys and values of one sequence, with room from the start for all that it may become.
 
-use zeroize::Zeroizing;
+use zeroize::Zeroize;
 
 use super::Config;
 
@@ -13,10 +13,12 @@ pub(crate) struct KvCache {
 
 /// One layer: for each head, `capacity` keys (and values) one after the other.
 pub(super) struct LayerCache {
-    keys: Zeroizing<Vec<f32>>,
-    values: Zeroizing<Vec<f32>>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
     capacity: usize,
     head_width: usize,
+    /// Positions that were ever written.
+    written: usize,
 }
 
 impl KvCache {
@@ -25,10 +27,11 @@ impl KvCache {
         let elements = capacity * config.kv_width();
         let layers = (0..config.layers)
             .map(|_| LayerCache {
-                keys: Zeroizing::new(vec![0.0; elements]),
-                values: Zeroizing::new(vec![0.0; elements]),
+                keys: vec![0.0; elements],
+                values: vec![0.0; elements],
                 capacity,
                 head_width: config.head_width,
+                written: 0,
             })
             .collect();
         Self { layers, length: 0, capacity }
@@ -58,6 +61,7 @@ impl LayerCache {
     /// Puts the rows of `keys` and `values`, all heads side by side, at positions `first` onward.
     pub(super) fn store(&mut self, first: usize, keys: &[f32], values: &[f32]) {
         let (capacity, width) = (self.capacity, self.head_width);
+        self.written = self.written.max(first + keys.len() / (self.keys.len() / capacity));
         for (cache, rows) in [(&mut self.keys, keys), (&mut self.values, values)] {
             let heads = cache.len() / (capacity * width);
             for (head, store) in cache.chunks_exact_mut(capacity * width).enumerate() {
@@ -77,5 +81,17 @@ impl LayerCache {
         let keys = self.keys.chunks_exact(stride).filter_map(move |head| head.get(..used));
         let values = self.values.chunks_exact(stride).filter_map(move |head| head.get(..used));
         keys.zip(values)
+    }
+}
+
+impl Drop for LayerCache {
+    /// Wipes what was written; the rest was never touched and has no memory yet, which wiping it would claim.
+    fn drop(&mut self) {
+        let used = self.written * self.head_width;
+        for cache in [&mut self.keys, &mut self.values] {
+            for head in cache.chunks_exact_mut(self.capacity * self.head_width) {
+                head.get_mut(..used).into_iter().for_each(Zeroize::zeroize);
+            }
+        }
     }
 }

@@ -4,8 +4,11 @@
 use std::borrow::Cow;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Storage, Tensor};
+use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
+use rayon::slice::ParallelSlice;
 
+use super::math::dot;
 use crate::gguf::TensorInfo;
 
 /// Weights of shape (outputs, inputs).
@@ -72,6 +75,9 @@ impl Linear {
     /// Rows of activations in, rows of outputs out: each output is the product of a row and a row of weights.
     pub(super) fn forward(&self, rows: &[f32]) -> candle_core::Result<Vec<f32>> {
         let count = rows.len() / self.inputs;
+        if let (Weights::Dense(weights), 1) = (&self.weights, count) {
+            return one_row(rows, weights, self.outputs);
+        }
         let rows = Tensor::from_slice(rows, (count, self.inputs), &Device::Cpu)?;
         let products = match &self.weights {
             Weights::Dense(weights) => rows.matmul(&weights.t()?)?,
@@ -91,6 +97,25 @@ impl Linear {
         };
         rows.reshape(count * self.inputs)?.to_vec1()
     }
+}
+
+/// The product of one row. candle asks the operating system for the number of cores at each product of matrices, which
+/// for the small ones of a single token takes longer than the product.
+fn one_row(row: &[f32], weights: &Tensor, outputs: usize) -> candle_core::Result<Vec<f32>> {
+    let (storage, _) = weights.storage_and_layout();
+    let Storage::Cpu(weights) = &*storage else {
+        return Err(candle_core::Error::Msg("weights lie in memory".to_owned()));
+    };
+    let weights = weights.as_slice::<f32>()?;
+    let mut products = vec![0.0; outputs];
+    let multiply = |(product, weights): (&mut f32, &[f32])| *product = dot(row, weights);
+    if weights.len() < PARALLEL_FROM {
+        products.iter_mut().zip(weights.chunks_exact(row.len())).for_each(multiply);
+    } else {
+        let each = products.par_iter_mut().zip(weights.par_chunks_exact(row.len()));
+        each.with_min_len(ROWS_TOGETHER).for_each(multiply);
+    }
+    Ok(products)
 }
 
 /// A vector of weights (of a norm), as f32.
@@ -121,5 +146,9 @@ fn aligned<'a>(bytes: &'a [u8], copy: &'a mut Vec<u8>) -> &'a [u8] {
     }
 }
 
+/// Weights from which handing rows to other threads costs less than it saves.
+const PARALLEL_FROM: usize = 1 << 22;
+/// Rows that one thread takes at once.
+const ROWS_TOGETHER: usize = 64;
 /// The strictest of candle's block types holds f32.
 const BLOCK_ALIGNMENT: usize = align_of::<f32>();
