@@ -152,3 +152,104 @@ const CLIENT_QUEUE: usize = 8;
 /// Documents for clients: a burst, then one per interval. The device takes a few milliseconds for one.
 const CLIENT_BURST: u32 = 32;
 const CLIENT_INTERVAL: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::time::SystemTime;
+
+    use attestation::keyset::Digest;
+    use attestation::nsm::{Exchange, NsmError};
+    use aws_nitro_enclaves_nsm_api::api::{Request, Response};
+
+    use super::*;
+    use crate::platform::SystemClock;
+    use crate::recipient::RecipientKey;
+
+    /// A module that remembers what it was asked for, takes its time, and gives what is no document.
+    #[derive(Default)]
+    struct Slow(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Exchange for Slow {
+        fn exchange(&self, request: Request) -> Result<Response, NsmError> {
+            std::thread::sleep(Duration::from_millis(50));
+            let Request::Attestation { public_key, .. } = request else { return Err(NsmError::Unexpected) };
+            self.0.lock().unwrap().push(if public_key.is_some() { "kms" } else { "client" });
+            Ok(Response::Attestation { document: b"no document".to_vec() })
+        }
+    }
+
+    fn nonce() -> ClientNonce {
+        ClientNonce::new(&[7; 16]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn documents_for_kms_go_before_documents_for_clients() {
+        let module = Slow::default();
+        let asked = Arc::clone(&module.0);
+        let attester = Attester::start(Arc::new(module), Arc::new(SystemClock));
+        let key = RecipientKey::generate().unwrap();
+        let clients = (0..4).map(|_| {
+            let attester = attester.clone();
+            tokio::spawn(async move { attester.for_client(nonce(), &Digest::of(b"")).await.err() })
+        });
+        let clients: Vec<_> = clients.collect();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(attester.for_kms(key.spki()).await.err(), Some(AttesterError::Module));
+        for client in clients {
+            assert_eq!(client.await.unwrap(), Some(AttesterError::Module), "what is no document is refused");
+        }
+        assert_eq!(*asked.lock().unwrap(), ["client", "kms", "client", "client", "client"]);
+    }
+
+    #[tokio::test]
+    async fn clients_are_refused_past_their_rate() {
+        let attester = Attester::start(Arc::new(Slow::default()), Arc::new(SystemClock));
+        let all = (0..CLIENT_BURST + 8).map(|_| {
+            let attester = attester.clone();
+            tokio::spawn(async move { attester.for_client(nonce(), &Digest::of(b"")).await.err() })
+        });
+        let mut busy = 0;
+        for answer in all.collect::<Vec<_>>() {
+            busy += usize::from(answer.await.unwrap() == Some(AttesterError::Busy));
+        }
+        assert!(busy >= 8, "{busy}");
+    }
+
+    #[derive(Debug)]
+    struct Wrong;
+
+    impl Clock for Wrong {
+        fn now(&self) -> SystemTime {
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_far_from_the_modules_is_reported() {
+        use simulator::authority::Authority;
+        use simulator::nsm::{Module, ModuleSettings, Registers};
+        let now = attestation::UnixMillis(SystemClock.unix_millis());
+        let registers = Registers { pcr0: [1; 48], pcr1: [2; 48], pcr2: [3; 48], role_arn: None };
+        let settings = ModuleSettings {
+            region: "us-east-1".into(),
+            instance_id: "i-0123456789abcdef0".into(),
+            registers,
+            debug: false,
+        };
+        let module = Module::new(Arc::new(Authority::ephemeral().unwrap()), &settings, now).unwrap();
+        struct Simulated(Mutex<Module>, attestation::UnixMillis);
+        impl Exchange for Simulated {
+            fn exchange(&self, request: Request) -> Result<Response, NsmError> {
+                Ok(self.0.lock().unwrap().handle(request, self.1))
+            }
+        }
+        let module = Arc::new(Simulated(Mutex::new(module), now));
+        let key = RecipientKey::generate().unwrap();
+        let good = Attester::start(module.clone(), Arc::new(SystemClock));
+        assert!(good.for_kms(key.spki()).await.is_ok());
+        let bad = Attester::start(module, Arc::new(Wrong));
+        assert!(matches!(bad.for_kms(key.spki()).await, Err(AttesterError::Drift { .. })));
+        tokio::time::timeout(Duration::from_secs(5), bad.drifted()).await.unwrap();
+    }
+}

@@ -45,6 +45,8 @@ pub struct Limits {
     pub sealed_request_bytes: usize,
     /// Sealed requests in work at once.
     pub concurrent_requests: usize,
+    /// Those of one tenant.
+    pub tenant_concurrent_requests: usize,
     /// From the first byte of a request to the last of its answer.
     pub request_time: Duration,
     /// Tokens of one answer.
@@ -201,6 +203,7 @@ struct ModelMember {
 struct LimitMembers {
     sealed_request_bytes: Option<u64>,
     concurrent_requests: Option<u64>,
+    tenant_concurrent_requests: Option<u64>,
     request_seconds: Option<u64>,
     max_tokens: Option<u64>,
     model_pack_bytes: Option<u64>,
@@ -208,11 +211,21 @@ struct LimitMembers {
 
 impl LimitMembers {
     fn check(self) -> Result<Limits, ConfigurationError> {
-        let Self { sealed_request_bytes, concurrent_requests, request_seconds, max_tokens, model_pack_bytes } = self;
+        let Self {
+            sealed_request_bytes,
+            concurrent_requests,
+            tenant_concurrent_requests,
+            request_seconds,
+            max_tokens,
+            model_pack_bytes,
+        } = self;
+        let concurrent = CONCURRENT_REQUESTS.check(concurrent_requests)?;
+        let of_tenant = TENANT_CONCURRENT_REQUESTS.check(tenant_concurrent_requests)?;
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         Ok(Limits {
             sealed_request_bytes: size(SEALED_REQUEST_BYTES.check(sealed_request_bytes)?),
-            concurrent_requests: size(CONCURRENT_REQUESTS.check(concurrent_requests)?),
+            concurrent_requests: size(concurrent),
+            tenant_concurrent_requests: size(of_tenant.min(concurrent)),
             request_time: Duration::from_secs(REQUEST_SECONDS.check(request_seconds)?),
             max_tokens: size(MAX_TOKENS.check(max_tokens)?),
             model_pack_bytes: MODEL_PACK_BYTES.check(model_pack_bytes)?,
@@ -243,6 +256,9 @@ const MODELS_MAX: usize = 16;
 const SEALED_REQUEST_BYTES: Bounds =
     Bounds { member: "sealed_request_bytes", low: 1024, default: 1 << 20, high: 16 << 20 };
 const CONCURRENT_REQUESTS: Bounds = Bounds { member: "concurrent_requests", low: 1, default: 64, high: 256 };
+/// Without the member one tenant may fill the service: an operator with several sets it.
+const TENANT_CONCURRENT_REQUESTS: Bounds =
+    Bounds { member: "tenant_concurrent_requests", low: 1, default: 256, high: 256 };
 const REQUEST_SECONDS: Bounds = Bounds { member: "request_seconds", low: 1, default: 120, high: 900 };
 const MAX_TOKENS: Bounds = Bounds { member: "max_tokens", low: 1, default: 1024, high: 32_768 };
 const MODEL_PACK_BYTES: Bounds = Bounds { member: "model_pack_bytes", low: 1, default: 16 << 30, high: 1 << 40 };
@@ -264,8 +280,15 @@ pub(crate) mod tests {
     #[test]
     fn absent_limits_are_the_protocols() {
         let configuration = Configuration::parse(document("").as_bytes()).unwrap();
-        let Limits { sealed_request_bytes, concurrent_requests, request_time, max_tokens, model_pack_bytes: _ } =
-            configuration.limits;
+        let Limits {
+            sealed_request_bytes,
+            concurrent_requests,
+            tenant_concurrent_requests,
+            request_time,
+            max_tokens,
+            model_pack_bytes: _,
+        } = configuration.limits;
+        assert_eq!(tenant_concurrent_requests, 64);
         assert_eq!(sealed_request_bytes, 1_048_576);
         assert_eq!(concurrent_requests, 64);
         assert_eq!(request_time, Duration::from_secs(120));

@@ -91,6 +91,11 @@ pub enum Event {
     },
     /// The security module or the random number generator failed.
     ModuleFailed,
+    /// The service has ended by itself.
+    Ended {
+        /// Why.
+        reason: EndReason,
+    },
     /// No more requests are taken.
     Stopping {
         /// Connections that are still open.
@@ -151,6 +156,34 @@ pub enum KmsCode {
     Other,
 }
 
+/// Why the service has ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndReason {
+    /// `/etc/subrosa/image.toml` is missing or wrong.
+    Image,
+    /// The security module is missing, or failed.
+    Module,
+    /// There is no randomness.
+    Entropy,
+    /// PCR16 or PCR17 is not what it should be.
+    Pcr,
+    /// The configuration document is wrong.
+    Configuration,
+    /// PCR0 to PCR2 are zero.
+    DebugMode,
+    /// KMS gives no data key for a model pack.
+    ModelPackKey,
+    /// A model pack is not the configured one.
+    ModelPack,
+    /// The door could not be opened.
+    Listen,
+    /// The clock is wrong.
+    ClockDrift,
+    /// Something of our own failed.
+    Internal,
+}
+
 /// The codes of outer refusals (docs/PROTOCOL.md, section 8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -201,7 +234,7 @@ mod tests {
         assert!(fields.len() >= 12, "the reader of this test found the fields: {fields:?}");
         for field in fields {
             let kind = field.split(": ").nth(1).unwrap().trim_end_matches(',');
-            let allowed = ["u64", "Hash<32>", "Hash<48>", "Phase", "Service", "KmsCode", "Refusal"];
+            let allowed = ["u64", "Hash<32>", "Hash<48>", "Phase", "Service", "KmsCode", "Refusal", "EndReason"];
             assert!(allowed.contains(&kind), "{field}");
         }
         const fn is_copy<T: Copy>() {}

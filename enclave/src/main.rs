@@ -8,30 +8,37 @@ use address::{Address, ENCLAVE_PORT, PARENT_CID};
 use attestation::nsm::{Exchange, NsmError};
 use aws_nitro_enclaves_nsm_api::api::{Request, Response};
 use aws_nitro_enclaves_nsm_api::driver;
+use enclave::log::{self, EndReason, Event};
 use enclave::{Dialler, ImageConfiguration, Platform, SystemClock};
 
 fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
-        // The reason is in the log, as far as the parent may know it.
         Err(Failed) => ExitCode::FAILURE,
     }
 }
 
+/// The reason is in the log, as far as the parent may know it.
 struct Failed;
 
+fn failed(reason: EndReason) -> Failed {
+    log::write(Event::Ended { reason });
+    Failed
+}
+
 fn run() -> Result<(), Failed> {
-    let image = std::fs::read_to_string(IMAGE_CONFIGURATION).map_err(|_| Failed)?;
-    let image = ImageConfiguration::parse(&image).map_err(|_| Failed)?;
+    let image = std::fs::read_to_string(IMAGE_CONFIGURATION).map_err(|_| failed(EndReason::Image))?;
+    let image = ImageConfiguration::parse(&image).map_err(|_| failed(EndReason::Image))?;
     let parent = Address::Vsock { cid: PARENT_CID, port: ENCLAVE_PORT };
     let platform = Platform {
         dialler: Dialler::at(&parent),
         listener: parent,
-        nsm: Arc::new(Device::open().ok_or(Failed)?),
+        nsm: Arc::new(Device::open().ok_or_else(|| failed(EndReason::Module))?),
         clock: Arc::new(SystemClock),
         image,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|_| Failed)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|_| failed(EndReason::Internal))?;
     // An enclave is ended from outside, by its hypervisor: nothing inside asks it to stop.
     runtime.block_on(enclave::serve(platform, std::future::pending())).map_err(|_| Failed)
 }

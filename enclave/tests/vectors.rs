@@ -28,7 +28,8 @@ fn envelopes(folder: &Path) -> Vec<Trial> {
     let cms = folder.join("kms-cms");
     let wycheproof = folder.join("wycheproof");
     let read = |name: &str| fs::read(cms.join(name)).unwrap();
-    let key = read("edgebit_recipient_key.pkcs8.der");
+    // Whatever its name says, the file is a PKCS #1 RSAPrivateKey (RFC 8017, A.1.2).
+    let key = pkcs8(&read("edgebit_recipient_key.pkcs8.der"));
     let genuine = read("edgebit_ciphertext_for_recipient.ber");
     let plaintext = read("edgebit_plaintext.bin");
     let spki = read("edgebit_recipient_spki.der");
@@ -133,6 +134,14 @@ fn each(folder: &Path, file: &str, check: impl Fn(&Value, &Value) + Copy + Send 
             trial(&name, move || check(&group, &test))
         })
         .collect()
+}
+
+/// RFC 5208: PrivateKeyInfo ::= SEQUENCE { version 0, AlgorithmIdentifier { rsaEncryption, NULL }, OCTET STRING }.
+fn pkcs8(pkcs1: &[u8]) -> Vec<u8> {
+    let length = |value: usize| u16::try_from(value).unwrap().to_be_bytes();
+    let algorithm = [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+    let inner = [&[0x02, 0x01, 0x00][..], &algorithm, &[0x04, 0x82], &length(pkcs1.len()), pkcs1].concat();
+    [&[0x30, 0x82][..], &length(inner.len()), &inner].concat()
 }
 
 fn bytes(value: &Value) -> Vec<u8> {

@@ -195,3 +195,53 @@ async fn a_client_that_goes_away_frees_its_place() {
     }
     assert_eq!(stand.ask(Ask::chat(&question(false))).await.unwrap().status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_call_of_the_enclave_is_attested_and_a_warm_key_needs_none() {
+    let stand = Stand::start().await;
+    stand.kms.journal().clear();
+    assert_eq!(stand.ask(Ask { under_reply_key: false, ..Ask::chat(&question(false)) }).await.unwrap().status, 200);
+    let calls: Vec<_> = stand.kms.journal().entries().into_iter().filter(|call| call.attested).collect();
+    let operations: Vec<&str> = calls.iter().map(|call| call.operation.as_str()).collect();
+    assert_eq!(operations, ["Decrypt", "GenerateDataKey"]);
+    assert!(calls.iter().all(|call| call.outcome == "ok"));
+    assert_eq!(calls[1].context["subrosa:purpose"], "answer");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_kms_has_just_refused_costs_no_second_call() {
+    let stand = Stand::start().await;
+    let mut message = stand.seal(&Ask::chat(&question(false))).await.message;
+    // The tenant in the header, which is the context that KMS checks.
+    let at = message.windows(8).position(|window| window == b"clinic-7").unwrap();
+    message[at] = b'k';
+    stand.kms.journal().clear();
+    for _ in 0..3 {
+        assert_eq!(stand.post(message.clone()).await.0, StatusCode::BAD_REQUEST);
+    }
+    let calls: Vec<String> = stand.kms.journal().of("Decrypt").into_iter().map(|call| call.outcome).collect();
+    assert_eq!(calls, ["InvalidCiphertextException"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn throttling_and_broken_connections_of_kms_are_survived() {
+    let stand = Stand::start().await;
+    stand.kms.faults().throttle_next(1);
+    let sealed = stand.seal(&Ask::chat(&question(false))).await;
+    stand.kms.faults().throttle_next(2);
+    assert_eq!(stand.post(sealed.message).await.0, StatusCode::OK);
+    let sealed = stand.seal(&Ask::chat(&question(false))).await;
+    stand.kms.faults().drop_next(1);
+    assert_eq!(stand.post(sealed.message).await.0, StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_past_its_share_is_told_so_in_a_sealed_answer() {
+    let stand = Stand::start_with(json!({"tenant_concurrent_requests": 1})).await;
+    let asks: Vec<_> = (0..4).map(|_| stand.ask(Ask::chat(&question(false)))).collect();
+    let mut statuses = Vec::new();
+    for answer in futures_util::future::join_all(asks).await {
+        statuses.push(answer.unwrap().status);
+    }
+    assert!(statuses.contains(&200) && statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
+}

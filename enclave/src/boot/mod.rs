@@ -21,7 +21,7 @@ use crate::configuration::ConfigurationError;
 use crate::image::ImageError;
 use crate::kms::KmsError;
 use crate::kms::connector::TunnelError;
-use crate::log::{self, Event, Phase};
+use crate::log::{self, EndReason, Event, Phase};
 use crate::pack::PackError;
 use crate::platform::Platform;
 use crate::service;
@@ -35,6 +35,10 @@ pub use phases::{Attested, Cold, Configured, Keyed, Loaded};
 /// # Errors
 /// What ended boot, or what makes it wrong to go on serving. Nothing that a request contains is among it.
 pub async fn serve(platform: Platform, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+    boot_and_run(platform, shutdown).await.inspect_err(|error| log::write(Event::Ended { reason: error.reason() }))
+}
+
+async fn boot_and_run(platform: Platform, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
     tokio::pin!(shutdown);
     let boot = async {
         log::write(Event::Boot { phase: Phase::Cold });
@@ -102,6 +106,25 @@ pub enum ServeError {
     /// Work of ours ended before it was done.
     #[error("a task of the enclave itself failed")]
     Internal,
+}
+
+impl ServeError {
+    /// The same for the log.
+    fn reason(&self) -> EndReason {
+        match self {
+            Self::Entropy(_) => EndReason::Entropy,
+            Self::Nsm(_) | Self::Attester(AttesterError::Module | AttesterError::Busy) => EndReason::Module,
+            Self::Attester(AttesterError::Drift { .. }) | Self::ClockDrift => EndReason::ClockDrift,
+            Self::Pcr { .. } => EndReason::Pcr,
+            Self::Image(_) => EndReason::Image,
+            Self::Configuration(_) => EndReason::Configuration,
+            Self::DebugMode => EndReason::DebugMode,
+            Self::ModelPackKey(_) => EndReason::ModelPackKey,
+            Self::Pack(_) => EndReason::ModelPack,
+            Self::Listen(_) => EndReason::Listen,
+            Self::Tunnel(_) | Self::Internal => EndReason::Internal,
+        }
+    }
 }
 
 /// Why a model pack is refused.

@@ -95,6 +95,9 @@ pub(super) enum InnerError {
     /// Too long for the model.
     #[error("the messages are too long for the model's context")]
     ContextTooLong,
+    /// This tenant has as many requests in work as it may.
+    #[error("too many requests of this tenant are in work; try again later")]
+    Busy,
     /// Something of ours failed.
     #[error("the enclave failed to answer")]
     Internal,
@@ -112,6 +115,7 @@ impl InnerError {
             Self::WrongEnclave => 409,
             Self::Expired => 410,
             Self::ContextTooLong => 413,
+            Self::Busy => 429,
             Self::Internal => 500,
             Self::Timeout => 504,
         }
@@ -125,6 +129,7 @@ impl InnerError {
             Self::WrongEnclave => "wrong-enclave",
             Self::Expired => "expired",
             Self::ContextTooLong => "context-too-long",
+            Self::Busy => "busy",
             Self::Internal => "internal",
             Self::Timeout => "timeout",
         }

@@ -25,6 +25,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::log::{self, Event, Hash, Refusal};
 use crate::service::{AnswerBody, PieceSender, Service};
+use crate::tenant::Share;
 
 use inner::{InnerError, Order, Task};
 use produce::Production;
@@ -34,7 +35,11 @@ pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<Answ
     let permit = Arc::clone(&service.requests).try_acquire_owned().map_err(|_| Refusal::Busy)?;
     let deadline = Instant::now() + service.configuration.limits.request_time;
     let opened = timeout_at(deadline, open::open(&service, body)).await.map_err(|_| Refusal::SlowRequest)??;
-    let Order { task, reply_key, suite } = inner::read(&service, &opened);
+    let share = service.shares.take(&opened.tenant, service.configuration.limits.tenant_concurrent_requests);
+    let Order { mut task, reply_key, suite } = inner::read(&service, &opened);
+    if share.is_none() {
+        task = Err(InnerError::Busy);
+    }
     let open::Opened { plaintext, tenant, message_id, first_time: _ } = opened;
     // From here on the prompt lives in the order alone.
     drop(plaintext);
@@ -44,7 +49,7 @@ pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<Answ
 
     let cancel = Cancel::new();
     let (sender, body) = AnswerBody::stream(cancel.clone());
-    let work = Work { task, deadline, cancel, permit };
+    let work = Work { task, deadline, cancel, places: (permit, share) };
     let production =
         Production { writer, sender, in_reply_to: message_id, frame_length: frame_length as usize, frames: 0 };
     tokio::spawn(work.run(service, production, Hash(tenant.sha256())));
@@ -56,12 +61,13 @@ struct Work {
     task: Result<Task, InnerError>,
     deadline: Instant,
     cancel: Cancel,
-    permit: OwnedSemaphorePermit,
+    /// In the service, and among its tenant's. Held to the end.
+    places: (OwnedSemaphorePermit, Option<Share>),
 }
 
 impl Work {
     async fn run(self, service: Arc<Service>, production: Production, tenant: Hash<32>) {
-        let Self { task, deadline, cancel, permit } = self;
+        let Self { task, deadline, cancel, places } = self;
         let slot = match &task {
             Ok(Task::Chat(_)) => match wait_for_engine(&service, deadline, &production.sender).await {
                 Slot::Free(slot) => Some(slot),
@@ -83,7 +89,7 @@ impl Work {
         let produced =
             tokio::task::spawn_blocking(move || production.run(&service, task, &cancel, &late)).await.unwrap_or(None);
         timer.abort();
-        drop((slot, permit));
+        drop((slot, places));
         finish(produced, tenant);
     }
 }

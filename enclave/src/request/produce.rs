@@ -143,10 +143,13 @@ impl Answering<'_> {
         to.frames(packer.frame().as_bytes())?;
         let mut gone = false;
         let finished = self.generate(&mut |token| {
-            let sent = (!token.text.is_empty())
-                .then(|| self.event(&mut packer, &self.chunk(Delta { role: None, content: Some(token.text) }, None)))
-                .unwrap_or(Ok(()))
-                .and_then(|()| to.frames(packer.frame().as_bytes()));
+            // A token whose text is held back still takes its frame: how many go out does not depend on lengths.
+            let event = if token.text.is_empty() {
+                Ok(())
+            } else {
+                self.event(&mut packer, &self.chunk(Delta { role: None, content: Some(token.text) }, None))
+            };
+            let sent = event.and_then(|()| to.frames(packer.frame().as_bytes()));
             gone = sent.is_err();
             if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });

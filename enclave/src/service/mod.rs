@@ -24,6 +24,7 @@ use crate::kms::Kms;
 use crate::log::{self, Event};
 use crate::platform::Clock;
 use crate::replay::{Quota, ReplaySet};
+use crate::tenant::Shares;
 
 pub(crate) use body::{AnswerBody, Piece, PieceSender};
 
@@ -37,6 +38,8 @@ pub(crate) struct Service {
     pub(crate) models: BTreeMap<String, Arc<inference::Model>>,
     /// Sealed requests in work at once, from the first byte to the last.
     pub(crate) requests: Arc<Semaphore>,
+    /// How many of them are each tenant's.
+    pub(crate) shares: Arc<Shares>,
     /// Answers that the engine computes at once: what bounds the memory of their KV caches.
     pub(crate) engine: Arc<Semaphore>,
     manifests: BTreeMap<String, [u8; 48]>,
@@ -56,6 +59,7 @@ impl Service {
         let engine = std::thread::available_parallelism().map_or(1, usize::from).max(2);
         let service = Self {
             requests: Arc::new(Semaphore::new(configuration.limits.concurrent_requests)),
+            shares: Arc::default(),
             engine: Arc::new(Semaphore::new(engine)),
             configuration,
             kms,

@@ -1,17 +1,20 @@
 //! HTTP/2 (h2c) on the door.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use address::{Listener, Stream};
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Service, routes};
+use super::{AnswerBody, Service, routes};
 
 /// The connections of the parent.
 pub(super) struct Connections {
@@ -35,7 +38,9 @@ impl Connections {
                 accepted = listener.accept(), if self.open.len() < CONNECTIONS_MAX => match accepted {
                     Ok(stream) => {
                         failures = 0;
-                        self.open.spawn(connection(stream, Arc::clone(service), self.drain.subscribe()));
+                        let service = Arc::clone(service);
+                        let answer = move |request| routes::answer(Arc::clone(&service), request);
+                        self.open.spawn(connection(stream, answer, self.drain.subscribe()));
                     }
                     Err(_) if failures < ACCEPT_FAILURES_MAX => {
                         failures += 1;
@@ -60,10 +65,13 @@ impl Connections {
     }
 }
 
-async fn connection(stream: Stream, service: Arc<Service>, mut drain: watch::Receiver<bool>) {
+async fn connection<F>(stream: Stream, answer: impl Fn(Request<Incoming>) -> F, mut drain: watch::Receiver<bool>)
+where
+    F: Future<Output = Response<AnswerBody>> + Send + 'static,
+{
     let handle = service_fn(move |request| {
-        let service = Arc::clone(&service);
-        async move { Ok::<_, Infallible>(routes::answer(service, request).await) }
+        let answering = answer(request);
+        async move { Ok::<_, Infallible>(answering.await) }
     });
     let serving = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
@@ -103,3 +111,32 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_DEADLINE: Duration = Duration::from_secs(20);
 const ACCEPT_FAILURES_MAX: u32 = 100;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body_util::{BodyExt, Empty};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_its_stream_and_nothing_else() {
+        let (inside, outside) = UnixStream::pair().unwrap();
+        let answer = |request: Request<Incoming>| async move {
+            assert_ne!(request.uri().path(), "/panic", "on purpose");
+            Response::new(AnswerBody::whole(Bytes::from_static(b"here")))
+        };
+        let drain = watch::Sender::new(false);
+        let serving = tokio::spawn(connection(Stream::Unix(inside), answer, drain.subscribe()));
+        let (mut sender, client) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(outside)).await.unwrap();
+        tokio::spawn(client);
+        let get = |path: &str| Request::get(format!("http://e{path}")).body(Empty::<Bytes>::new()).unwrap();
+        assert!(sender.send_request(get("/panic")).await.is_err());
+        let answer = sender.send_request(get("/")).await.unwrap();
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "here");
+        drain.send_replace(true);
+        serving.await.unwrap();
+    }
+}

@@ -1,19 +1,22 @@
 //! What stands around the enclave: a security module, KMS, a parent of a few lines, and a customer.
+#![allow(dead_code, reason = "two test programs use a part each")]
 
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use address::Address;
 use attestation::UnixMillis;
+use aws_nitro_enclaves_nsm_api::api::Request as NsmRequest;
 use aws_sdk_kms::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::DataKeySpec;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use enclave::{Dialler, ImageConfiguration, Platform, SystemClock};
+use enclave::{Dialler, ImageConfiguration, Platform, ServeError, SystemClock};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2;
@@ -37,9 +40,48 @@ use tokio::task::JoinSet;
 pub(crate) struct Stand {
     folder: TempDir,
     pub(crate) kms: kms::Handle,
+    /// What `enclave::serve` returns.
+    pub(crate) served: tokio::task::JoinHandle<Result<(), ServeError>>,
+    /// Connections through the tunnel to KMS so far.
+    pub(crate) tunnelled: Arc<AtomicUsize>,
     customer: aws_sdk_kms::Client,
     customer_key: String,
     _tasks: JoinSet<()>,
+}
+
+/// What is not as it should be.
+pub(crate) struct Twist {
+    pub(crate) limits: Value,
+    pub(crate) debug: bool,
+    /// The image's roots do not vouch for KMS.
+    pub(crate) foreign_roots: bool,
+    /// Somebody has extended and locked PCR17 already.
+    pub(crate) lock_pcr17: bool,
+    pub(crate) deny_model_key: bool,
+    /// Changes the configuration document.
+    pub(crate) configuration: fn(String) -> String,
+    /// Changes the sealed pack.
+    pub(crate) pack: fn(Vec<u8>) -> Vec<u8>,
+    /// How long the parent is not there.
+    pub(crate) parent_after: Duration,
+    /// The parent breaks off the first time that it sends the pack.
+    pub(crate) cut_pack_at: Option<usize>,
+}
+
+impl Default for Twist {
+    fn default() -> Self {
+        Self {
+            limits: json!({}),
+            debug: false,
+            foreign_roots: false,
+            lock_pcr17: false,
+            deny_model_key: false,
+            configuration: |document| document,
+            pack: |pack| pack,
+            parent_after: Duration::ZERO,
+            cut_pack_at: None,
+        }
+    }
 }
 
 /// What the customer asks, and how.
@@ -103,6 +145,24 @@ impl Stand {
     }
 
     pub(crate) async fn start_with(limits: Value) -> Self {
+        let stand = Self::serve(Twist { limits, ..Twist::default() }).await;
+        stand.wait().await;
+        stand
+    }
+
+    /// Starts everything and does not wait for it.
+    pub(crate) async fn serve(twist: Twist) -> Self {
+        let Twist {
+            limits,
+            debug,
+            foreign_roots,
+            lock_pcr17,
+            deny_model_key,
+            configuration,
+            pack: change,
+            parent_after,
+            cut_pack_at,
+        } = twist;
         let folder = tempfile::tempdir().unwrap();
         let authority = Arc::new(Authority::ephemeral().unwrap());
         let principals = format!(
@@ -112,33 +172,40 @@ impl Stand {
         let settings = kms::Settings::on_loopback(folder.path().join("kms"), authority.root_pem().into(), principals);
         let kms = kms::Server::start(settings).await.unwrap();
         let customer = sdk(&kms);
-        let (customer_key, model_key) = (create_key(&customer).await, create_key(&customer).await);
+        let customer_key = create_key(&customer, false).await;
+        let model_key = create_key(&customer, deny_model_key).await;
         let (pack, manifest) = archive();
         let context = [("subrosa:model", MODEL), ("subrosa:purpose", "model-pack"), ("subrosa:version", "1")];
-        let pack = seal(&customer, &model_key, Suite::Commit, &context, 65_536, &pack).await.0;
-        let configuration = json!({"version": 1, "region": REGION, "limits": limits, "models": [{"name": MODEL,
+        let pack = change(seal(&customer, &model_key, Suite::Commit, &context, 65_536, &pack).await.0);
+        let document = json!({"version": 1, "region": REGION, "limits": limits, "models": [{"name": MODEL,
             "key_arn": model_key, "manifest_sha384": hex::encode(manifest), "model": MODEL, "version": "1"}]});
 
         let mut tasks = JoinSet::new();
         let door = folder.path().join("enclave.sock");
-        host_services(&mut tasks, &door, configuration.to_string(), pack);
-        tunnel(&mut tasks, &door, kms.address());
-        let image = format!("release = 7\nkms_roots = \"\"\"\n{}\"\"\"\n", kms.ca_pem());
+        let tunnelled = Arc::new(AtomicUsize::new(0));
+        host_services(&mut tasks, &door, parent_after, configuration(document.to_string()), pack, cut_pack_at);
+        tunnel(&mut tasks, &door, kms.address(), Arc::clone(&tunnelled));
+        let roots = if foreign_roots { authority.root_pem() } else { kms.ca_pem().to_owned() };
+        let image = format!("release = 7\nkms_roots = \"\"\"\n{roots}\"\"\"\n");
         let address = Address::Unix { path: door, port: address::ENCLAVE_PORT };
         let platform = Platform {
             dialler: Dialler::at(&address),
             listener: address,
-            nsm: Arc::new(module(authority)),
+            nsm: Arc::new(module(authority, debug, lock_pcr17)),
             clock: Arc::new(SystemClock),
             image: ImageConfiguration::parse(&image).unwrap(),
         };
-        tasks.spawn(async { enclave::serve(platform, std::future::pending()).await.unwrap() });
-        let stand = Self { folder, kms, customer, customer_key, _tasks: tasks };
-        stand.wait().await;
-        stand
+        let served = tokio::spawn(enclave::serve(platform, std::future::pending()));
+        Self { folder, kms, served, tunnelled, customer, customer_key, _tasks: tasks }
     }
 
-    async fn wait(&self) {
+    /// Why boot ended.
+    pub(crate) async fn end(&mut self) -> ServeError {
+        let ended = tokio::time::timeout(Duration::from_secs(30), &mut self.served).await.expect("boot ends");
+        ended.unwrap().unwrap_err()
+    }
+
+    pub(crate) async fn wait(&self) {
         for _ in 0..600 {
             if address::dial_enclave(&self.door()).await.is_ok() {
                 return;
@@ -280,20 +347,32 @@ fn context(tenant: &str, purpose: &'static str) -> [(&'static str, String); 2] {
 }
 
 /// A module that signs, on a thread of its own, behind its socket.
-fn module(authority: Arc<Authority>) -> Client {
+fn module(authority: Arc<Authority>, debug: bool, lock_pcr17: bool) -> Client {
     let millis = || UnixMillis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64);
     let registers = Registers { pcr0: [1; 48], pcr1: [2; 48], pcr2: [3; 48], role_arn: None };
     let instance_id = "i-0123456789abcdef0".to_owned();
-    let settings = ModuleSettings { region: REGION.to_owned(), instance_id, registers, debug: false };
+    let settings = ModuleSettings { region: REGION.to_owned(), instance_id, registers, debug };
     let mut module = Module::new(authority, &settings, millis()).unwrap();
+    if lock_pcr17 {
+        module.handle(NsmRequest::LockPCR { index: 17 }, millis());
+    }
     let (ours, theirs) = StdUnixStream::pair().unwrap();
     std::thread::spawn(move || serve(ours, &mut module, millis));
     Client::new(theirs)
 }
 
-fn host_services(tasks: &mut JoinSet<()>, door: &Path, configuration: String, pack: Vec<u8>) {
-    let listener = UnixListener::bind(format!("{}_8000", door.display())).unwrap();
+fn host_services(
+    tasks: &mut JoinSet<()>,
+    door: &Path,
+    after: Duration,
+    configuration: String,
+    pack: Vec<u8>,
+    mut cut_pack_at: Option<usize>,
+) {
+    let path = format!("{}_8000", door.display());
     tasks.spawn(async move {
+        tokio::time::sleep(after).await;
+        let listener = UnixListener::bind(path).unwrap();
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
@@ -301,26 +380,42 @@ fn host_services(tasks: &mut JoinSet<()>, door: &Path, configuration: String, pa
                 stream.read_buf(&mut request).await.unwrap();
             }
             let request = String::from_utf8(request).unwrap();
-            let body = match request.split(' ').nth(1).unwrap() {
+            let range = request.lines().find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-'));
+            let from: usize = range.map_or(0, |from| from.parse().unwrap());
+            let mut head = "HTTP/1.1 200 OK".to_owned();
+            let mut body = match request.split(' ').nth(1).unwrap() {
                 "/v1/configuration" => configuration.clone().into_bytes(),
                 "/v1/credentials" => {
                     br#"{"AccessKeyId":"AKIATEST","SecretAccessKey":"secret","Expiration":"2099-01-01T00:00:00Z"}"#
                         .to_vec()
                 }
-                "/v1/model-packs/subrosa-intake" => pack.clone(),
+                "/v1/model-packs/subrosa-intake" => {
+                    if from > 0 {
+                        let last = pack.len() - 1;
+                        head = format!("HTTP/1.1 206 Partial\r\ncontent-range: bytes {from}-{last}/{}", pack.len());
+                    }
+                    pack[from..].to_vec()
+                }
                 _ => Vec::new(),
             };
-            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
-            stream.write_all(&[head.into_bytes(), body].concat()).await.unwrap();
+            let length = body.len();
+            if request.contains("model-packs")
+                && let Some(at) = cut_pack_at.take()
+            {
+                body.truncate(at);
+            }
+            let head = format!("{head}\r\ncontent-length: {length}\r\n\r\n");
+            let _ = stream.write_all(&[head.into_bytes(), body].concat()).await;
         }
     });
 }
 
-fn tunnel(tasks: &mut JoinSet<()>, door: &Path, kms: std::net::SocketAddr) {
+fn tunnel(tasks: &mut JoinSet<()>, door: &Path, kms: std::net::SocketAddr, tunnelled: Arc<AtomicUsize>) {
     let listener = UnixListener::bind(format!("{}_8443", door.display())).unwrap();
     tasks.spawn(async move {
         loop {
             let (mut inside, _) = listener.accept().await.unwrap();
+            tunnelled.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(async move {
                 let mut outside = TcpStream::connect(kms).await.unwrap();
                 let _ = tokio::io::copy_bidirectional(&mut inside, &mut outside).await;
@@ -347,9 +442,17 @@ fn sdk(kms: &kms::Handle) -> aws_sdk_kms::Client {
     aws_sdk_kms::Client::from_conf(configuration)
 }
 
-async fn create_key(client: &aws_sdk_kms::Client) -> String {
-    let policy = json!({"Version": "2012-10-17", "Statement": [{"Sid": "Everything", "Effect": "Allow",
-        "Principal": {"AWS": format!("arn:aws:iam::{ACCOUNT}:root")}, "Action": "kms:*", "Resource": "*"}]});
+async fn create_key(client: &aws_sdk_kms::Client, deny_decrypt: bool) -> String {
+    let everyone = format!("arn:aws:iam::{ACCOUNT}:root");
+    let mut statements =
+        vec![json!({"Sid": "Everything", "Effect": "Allow", "Principal": {"AWS": everyone}, "Action": "kms:*",
+        "Resource": "*"})];
+    if deny_decrypt {
+        statements.push(
+            json!({"Sid": "NotThis", "Effect": "Deny", "Principal": "*", "Action": "kms:Decrypt", "Resource": "*"}),
+        );
+    }
+    let policy = json!({"Version": "2012-10-17", "Statement": statements});
     let created = client.create_key().policy(policy.to_string()).send().await.unwrap();
     created.key_metadata.unwrap().arn.unwrap()
 }
