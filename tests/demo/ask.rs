@@ -44,13 +44,28 @@ pub(super) async fn verify(stack: &Stack) -> io::Result<()> {
 
 pub(super) async fn by_command(stack: &Stack, note: &str) -> io::Result<()> {
     let url = stack.url();
-    println!("  $ subrosa ask --url {url} --kms-key {} --tenant {TENANT} --file note.txt", stack.customer_key);
+    println!(
+        "  $ subrosa ask --url {url} --kms-key {} --tenant {TENANT} --temperature 0 --file note.txt",
+        stack.customer_key
+    );
     let file = stack.folder().join("customer");
     std::fs::create_dir_all(&file)?;
     let file = file.join("note.txt");
     std::fs::write(&file, note)?;
     let path = file.display().to_string();
-    let arguments = ["ask", "--url", &url, "--kms-key", &stack.customer_key, "--tenant", TENANT, "--file", &path];
+    let arguments = [
+        "ask",
+        "--url",
+        &url,
+        "--kms-key",
+        &stack.customer_key,
+        "--tenant",
+        TENANT,
+        "--temperature",
+        "0",
+        "--file",
+        &path,
+    ];
     let mut child = subrosa(stack, &arguments)?.stdout(Stdio::piped()).spawn()?;
     let mut output = child.stdout.take().ok_or_else(|| io::Error::other("no output"))?;
     let mut buffer = [0; 256];

@@ -25,7 +25,9 @@ pub(super) struct Watched {
 /// own memory must find prompt and answer.
 pub(super) async fn ask_and_watch(stack: &Stack, note: &str, model: &[u8]) -> io::Result<(String, Watched)> {
     let client = stack.client().build().map_err(io::Error::other)?;
-    let mut answer = client.ask(Request::user(note)).await.map_err(io::Error::other)?;
+    let mut request = Request::user(note);
+    request.temperature = Some(0.0);
+    let mut answer = client.ask(request).await.map_err(io::Error::other)?;
     let mut text = String::new();
     let mut watched = None;
     let mut tokens = 0;

@@ -4,11 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sealing::message::{EncryptionContext, Suite};
-use subrosa_client::data_key::{KeySource, KmsKey};
-use subrosa_client::files::{self, SealOptions};
+use tests::by_hand::{ByHand, get, post};
 use tests::programs::until;
-use tests::stack::{PROMPT_WRITER, Stack, TENANT};
+use tests::stack::{Stack, TENANT};
 
 use crate::ask::{expected, subrosa};
 
@@ -22,33 +20,33 @@ pub(super) async fn show(stack: &mut Stack, note: &str) -> io::Result<()> {
 
 /// One bit of a sealed prompt changed on the way.
 async fn tampered_prompt(stack: &Stack, note: &str) -> io::Result<()> {
-    let mut message = seal_request(stack, TENANT, note).await?;
-    let good = post(stack, message.clone()).await?;
+    let mut message = ByHand::asking(note).seal(stack).await?;
+    let good = send(stack, message.clone()).await?;
     if good.0 != 200 {
         return Err(io::Error::other(format!("the untouched message is refused: {} {}", good.0, good.1)));
     }
-    let mut message_again = seal_request(stack, TENANT, note).await?;
+    let mut message_again = ByHand::asking(note).seal(stack).await?;
     let middle = message_again.len() / 2;
     if let Some(byte) = message_again.get_mut(middle) {
         *byte ^= 1;
     }
-    let (status, body) = post(stack, message_again).await?;
+    let (status, body) = send(stack, message_again).await?;
     refusal("a tampered prompt (one bit)", status == 400 && body.contains("cannot-open"), &format!("{status} {body}"))?;
     message.truncate(message.len() - 1);
-    let (status, body) = post(stack, message).await?;
+    let (status, body) = send(stack, message).await?;
     refusal("a truncated prompt (one byte)", status == 400 && body.contains("cannot-open"), &format!("{status} {body}"))
 }
 
 /// A message whose header claims another tenant than the one its data key was made for.
 async fn foreign_tenant(stack: &Stack, note: &str) -> io::Result<()> {
     stack.kms.journal().clear();
-    let mut message = seal_request(stack, TENANT, note).await?;
+    let mut message = ByHand::asking(note).seal(stack).await?;
     let at = message.windows(TENANT.len()).position(|window| window == TENANT.as_bytes());
     let last = at
         .and_then(|at| message.get_mut(at + TENANT.len() - 1))
         .ok_or_else(|| io::Error::other("no tenant in the header"))?;
     *last = b'8';
-    let (status, body) = post(stack, message).await?;
+    let (status, body) = send(stack, message).await?;
     let said = stack.kms.journal().of("Decrypt").pop().map_or_else(String::new, |entry| entry.outcome);
     refusal(
         "another tenant's context",
@@ -122,7 +120,7 @@ async fn changed_program(stack: &mut Stack) -> io::Result<()> {
     stack.start_enclave(&copy, false)?;
     let refused = || {
         let entries = stack.kms.journal().of("Decrypt");
-        async move { entries.iter().any(|entry| entry.outcome != "OK") }
+        async move { entries.iter().any(|entry| entry.outcome != "ok") }
     };
     until("the changed enclave asks KMS", Duration::from_secs(30), refused, || stack.console()).await?;
     let entry = stack.kms.journal().of("Decrypt").into_iter().find(|entry| entry.outcome == "AccessDeniedException");
@@ -157,48 +155,7 @@ fn refusal(what: &str, is_refused: bool, reason: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// A sealed request made by hand, so that it can be spoilt.
-async fn seal_request(stack: &Stack, tenant: &str, note: &str) -> io::Result<Vec<u8>> {
-    let body = serde_json::json!({"messages": [{"role": "user", "content": note}], "stream": false}).to_string();
-    let expires =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_err(io::Error::other)?.as_secs() + 300;
-    let inner = format!(
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: enclave\r\nContent-Type: application/json\r\nSubrosa-Expires: {expires}\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let keys = KeySource::Kms(KmsKey::new(stack.kms_as(&PROMPT_WRITER), stack.customer_key.clone()));
-    let context = EncryptionContext::from_pairs([("subrosa:tenant", tenant), ("subrosa:purpose", "inference")])
-        .map_err(io::Error::other)?;
-    let runtime = tokio::runtime::Handle::current();
-    let sealing = tokio::task::spawn_blocking(move || {
-        let mut out = Vec::new();
-        let options = SealOptions { suite: Suite::Commit, context, frame_length: 4096 };
-        files::seal(&mut inner.as_bytes(), &mut out, &keys, options, &runtime, |_| ()).map(|_| out)
-    });
-    sealing.await.map_err(io::Error::other)?.map_err(io::Error::other)
-}
-
-pub(super) async fn post(stack: &Stack, message: Vec<u8>) -> io::Result<(u16, String)> {
-    let request = hyper::Request::post(format!("{}/v1/sealed", stack.url()))
-        .header("content-type", "application/vnd.aws-encryption-sdk")
-        .body(http_body_util::Full::new(bytes::Bytes::from(message)))
-        .map_err(io::Error::other)?;
-    send(request).await
-}
-
-pub(super) async fn get(url: &str) -> io::Result<(u16, String)> {
-    send(hyper::Request::get(url).body(http_body_util::Full::default()).map_err(io::Error::other)?).await
-}
-
-async fn send(request: hyper::Request<http_body_util::Full<bytes::Bytes>>) -> io::Result<(u16, String)> {
-    use http_body_util::BodyExt;
-    use hyper_util::client::legacy::Client;
-    let http = Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
-    let exchange = async {
-        let answer = http.request(request).await.map_err(io::Error::other)?;
-        let status = answer.status().as_u16();
-        let body = answer.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
-        Ok((status, String::from_utf8_lossy(&body).into_owned()))
-    };
-    tokio::time::timeout(Duration::from_secs(60), exchange).await.map_err(io::Error::other)?
+async fn send(stack: &Stack, message: Vec<u8>) -> io::Result<(u16, String)> {
+    let (status, body) = post(&stack.url(), message).await?;
+    Ok((status, String::from_utf8_lossy(&body).into_owned()))
 }

@@ -15,7 +15,9 @@ use simulator::kms;
 use subrosa_client::{Client, ClientBuilder};
 use tempfile::TempDir;
 
-pub use identities::{ACCOUNT, ADMINISTRATOR, ANSWER_READER, ENCLAVE, Identity, MODEL_SUPPLIER, PROMPT_WRITER, REGION};
+pub use identities::{
+    ACCOUNT, ADMINISTRATOR, ANSWER_READER, APPLICATION, ENCLAVE, Identity, MODEL_SUPPLIER, PROMPT_WRITER, REGION,
+};
 pub use supply::{Measured, TENANT};
 
 use crate::programs::{self, Running, until};

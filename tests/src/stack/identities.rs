@@ -31,6 +31,8 @@ pub const PROMPT_WRITER: Identity =
 /// Opens answers.
 pub const ANSWER_READER: Identity =
     Identity { role: "AnswerReader", access_key: "AKIASUBROSAREADER004", iam_allows: &[] };
+/// Seals prompts and opens answers.
+pub const APPLICATION: Identity = Identity { role: "Application", access_key: "AKIASUBROSAAPPLIC006", iam_allows: &[] };
 /// The role of the parent instance: everything that IAM can give, because the parent is the adversary.
 pub const ENCLAVE: Identity =
     Identity { role: "ParentInstance", access_key: "AKIASUBROSAPARENT005", iam_allows: &["kms:*"] };
@@ -47,12 +49,16 @@ impl Identity {
 }
 
 pub(super) fn principals() -> Result<kms::Principals, kms::PrincipalsError> {
-    let table: Map<String, serde_json::Value> = [ADMINISTRATOR, MODEL_SUPPLIER, PROMPT_WRITER, ANSWER_READER, ENCLAVE]
-        .into_iter()
-        .map(|who| {
-            (who.access_key.to_owned(), json!({"secret": who.secret(), "arn": who.arn(), "iam_allows": who.iam_allows}))
-        })
-        .collect();
+    let table: Map<String, serde_json::Value> =
+        [ADMINISTRATOR, MODEL_SUPPLIER, PROMPT_WRITER, ANSWER_READER, APPLICATION, ENCLAVE]
+            .into_iter()
+            .map(|who| {
+                (
+                    who.access_key.to_owned(),
+                    json!({"secret": who.secret(), "arn": who.arn(), "iam_allows": who.iam_allows}),
+                )
+            })
+            .collect();
     kms::Principals::parse(&serde_json::Value::Object(table).to_string())
 }
 

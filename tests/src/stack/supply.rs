@@ -17,7 +17,9 @@ use subrosa_client::data_key::{KeySource, KmsKey};
 use subrosa_client::files::{self, SealOptions};
 use subrosa_client::pack::{self, Entry, Packed};
 
-use super::identities::{self, ADMINISTRATOR, ANSWER_READER, ENCLAVE, MODEL_SUPPLIER, PROMPT_WRITER, REGION};
+use super::identities::{
+    self, ADMINISTRATOR, ANSWER_READER, APPLICATION, ENCLAVE, MODEL_SUPPLIER, PROMPT_WRITER, REGION,
+};
 
 /// The tenant that the customer's key policy names.
 pub const TENANT: &str = "clinic-7";
@@ -65,9 +67,9 @@ pub(super) async fn model_key(kms: &kms::Handle, measured: &Measured) -> io::Res
 
 pub(super) async fn customer_key(kms: &kms::Handle, measured: &Measured) -> io::Result<String> {
     let roles = CustomerRoles {
-        prompt_writers: vec![PROMPT_WRITER.arn()],
+        prompt_writers: vec![PROMPT_WRITER.arn(), APPLICATION.arn()],
         enclaves: vec![ENCLAVE.arn()],
-        answer_readers: vec![ANSWER_READER.arn()],
+        answer_readers: vec![ANSWER_READER.arn(), APPLICATION.arn()],
         administrators: vec![ADMINISTRATOR.arn()],
     };
     let policy = templates::customer_key(&roles, &measured.registers(&[0, 1, 2, 16, 17]), &[TENANT.to_owned()])
