@@ -1,10 +1,11 @@
 # Subrosa. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help tools build demo test check bench fuzz
+.PHONY: help tools build demo test check evaluate bench fuzz
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
 DEMO_NOTE ?= tests/demo-model/note.txt
+MODEL = tests/demo-model/subrosa-intake.gguf
 
 help: ## say what can be made
 	@printf 'Subrosa: confidential inference in AWS Nitro Enclaves.\n\n'
@@ -27,6 +28,12 @@ check: tools ## formatting, lints, dependency rules
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
 	@bash tests/deny.sh
+
+evaluate: build ## the demonstration model on its held-out notes: in our engine, and in llama.cpp
+	@$(CARGO) build --locked --release --workspace --example evaluate
+	@target/release/examples/evaluate --model $(MODEL) --held-out tests/demo-model/held-out.jsonl --at-least 0.95
+	@target/release/examples/evaluate --model $(MODEL) --held-out tests/demo-model/held-out-unseen-drugs.jsonl
+	@python3 tests/demo-model/llama_cpp_check.py
 
 bench: build ## measure: sealing, attestation, end to end (ratios within one run)
 	@bash tests/bench.sh

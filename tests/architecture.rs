@@ -7,7 +7,19 @@ use std::process::Command;
 /// Every package below `package`, itself left out, normal dependencies only: what its programs link.
 fn linked_by(package: &str) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--format", "{p}", "--package", package])
+        .args([
+            "tree",
+            "--locked",
+            "--offline",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "--package",
+            package,
+        ])
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .output()
         .expect("cargo tree runs");
@@ -17,7 +29,17 @@ fn linked_by(package: &str) -> BTreeSet<String> {
 }
 
 const OURS: [&str; 11] = [
-    "address", "attestation", "enclave", "inference", "kms-policies", "parent", "sealing", "simulator", "subrosa-client", "tests", "vectors",
+    "address",
+    "attestation",
+    "enclave",
+    "inference",
+    "kms-policies",
+    "parent",
+    "sealing",
+    "simulator",
+    "subrosa-client",
+    "tests",
+    "vectors",
 ];
 
 fn ours(package: &str) -> BTreeSet<String> {
@@ -62,7 +84,21 @@ fn no_shipped_program_links_the_simulator() {
 #[test]
 fn the_model_can_name_no_socket_no_key_and_no_security_module() {
     let below = linked_by("inference");
-    for forbidden in ["tokio", "hyper", "rustls", "ring", "aws-lc-rs", "aws-sdk-kms", "aws-nitro-enclaves-nsm-api", "tokio-vsock", "vsock", "socket2", "mio", "reqwest", "ureq"] {
+    for forbidden in [
+        "tokio",
+        "hyper",
+        "rustls",
+        "ring",
+        "aws-lc-rs",
+        "aws-sdk-kms",
+        "aws-nitro-enclaves-nsm-api",
+        "tokio-vsock",
+        "vsock",
+        "socket2",
+        "mio",
+        "reqwest",
+        "ureq",
+    ] {
         assert!(!below.contains(forbidden), "inference links {forbidden}");
     }
 }
