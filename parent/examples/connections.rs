@@ -39,32 +39,36 @@ async fn main() {
         sealed(pieces)
     })
     .await;
-    let (child, at) = start(&place, idle.max(active)).await;
-    // One of each first, so that what is made once is not counted.
-    drop(idle_connections(at, 1).await);
-    drop(active_connections(at, 1).await);
-    sleep(Duration::from_secs(1)).await;
-    let rest = resident(&child);
-    let held = idle_connections(at, idle).await;
-    let with_idle = settled(&child).await;
-    drop(held);
-    sleep(Duration::from_secs(1)).await;
-    let between = settled(&child).await;
-    let held = active_connections(at, active).await;
-    let with_active = settled(&child).await;
-    drop(held);
+    let (at_rest, per_idle) = measure(&place, idle, async |at, count| idle_connections(at, count).await).await;
+    let (_, per_active) = measure(&place, active, async |at, count| active_connections(at, count).await).await;
     println!(
         "{}",
         serde_json::json!({
-            "resident_bytes_at_rest": rest,
+            "resident_bytes_at_rest": at_rest,
             "idle_connections": idle,
-            "bytes_per_idle_connection": with_idle.saturating_sub(rest) / idle.max(1) as u64,
-            "resident_bytes_after_idle": between,
+            "bytes_per_idle_connection": per_idle,
             "active_connections": active,
-            "bytes_per_active_connection": with_active.saturating_sub(rest) / active.max(1) as u64,
-            "resident_bytes_with_active": with_active,
+            "bytes_per_active_connection": per_active,
         })
     );
+}
+
+/// A fresh parent's resident set at rest, and what each of `count` connections adds to it.
+async fn measure(
+    place: &Place,
+    count: usize,
+    connect: impl AsyncFn(SocketAddr, usize) -> Vec<TcpStream>,
+) -> (u64, u64) {
+    let (mut child, at) = start(place, count).await;
+    // One first, so that what is made once is not counted.
+    drop(connect(at, 1).await);
+    sleep(Duration::from_secs(1)).await;
+    let rest = resident(&child);
+    let held = connect(at, count).await;
+    let with = settled(&child).await;
+    drop(held);
+    child.kill().await.unwrap();
+    (rest, with.saturating_sub(rest) / count.max(1) as u64)
 }
 
 async fn start(place: &Place, connections: usize) -> (Child, SocketAddr) {

@@ -239,3 +239,57 @@ impl UploadWatch {
 
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+    use hyper::{Request, Response, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::sync::mpsc;
+
+    /// How an upload ends whose client says "half" and then `last`: with END_STREAM, or with a reset.
+    async fn end_after(last: Option<h2::Reason>) -> Result<(), UploadError> {
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (ends, mut end) = mpsc::channel(1);
+        tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(
+            TokioIo::new(far),
+            service_fn(move |request: Request<Incoming>| {
+                let ends = ends.clone();
+                let (version, patience) = (request.version(), Duration::from_secs(5));
+                let (mut upload, _) = Upload::new(request.into_body(), version, false, 100, patience, Arc::default());
+                // Beside the answer, so that nothing but the upload itself can notice.
+                tokio::spawn(async move {
+                    let ended = loop {
+                        match std::future::poll_fn(|cx| upload.poll(cx)).await {
+                            Some(Ok(_)) => {}
+                            Some(Err(error)) => break Err(error),
+                            None => break Ok(()),
+                        }
+                    };
+                    ends.send(ended).await
+                });
+                std::future::pending::<Result<Response<String>, Infallible>>()
+            }),
+        ));
+        let (client, connection) = h2::client::handshake(near).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder().method("POST").uri("http://parent/").body(()).unwrap();
+        let (_answer, mut body) = client.ready().await.unwrap().send_request(request, false).unwrap();
+        body.send_data(Bytes::from("half"), last.is_none()).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if let Some(reason) = last {
+            body.send_reset(reason);
+        }
+        end.recv().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_was_reset_is_not_whole_whatever_the_code() {
+        for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR] {
+            assert_eq!(end_after(Some(reason)).await, Err(UploadError::Gone), "{reason:?}");
+        }
+        assert_eq!(end_after(None).await, Ok(()));
+    }
+}
