@@ -10,7 +10,7 @@ mod arn;
 #[path = "../../../enclave/src/configuration.rs"]
 mod configuration;
 mod kms {
-    pub use crate::arn;
+    pub(crate) use crate::arn;
 }
 
 use configuration::{Configuration, is_model_name};
