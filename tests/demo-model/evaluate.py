@@ -84,9 +84,10 @@ def main():
     parser.add_argument("--model", type=Path, default=here / "subrosa-intake.gguf")
     parser.add_argument("--held-out", type=Path, default=here / "held-out.jsonl")
     parser.add_argument("--limit", type=int, help="only the first notes")
-    parser.add_argument("--show-errors", type=int, default=0)
+    parser.add_argument("--show-errors", type=int, default=0, help="how many wrong fields to print")
+    parser.add_argument("--threads", type=int, default=1, help="more is slower on a busy machine")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(arguments.threads)
     model, tokenizer = load(arguments.model)
     lines = arguments.held_out.read_text(encoding="utf-8").splitlines()[: arguments.limit]
     items = sorted((json.loads(line) for line in lines), key=lambda item: len(item["note"]))

@@ -32,7 +32,10 @@ def answers(model_file, notes):
     params.verbosity = 0
     params.fit_params = False
     params.use_jinja = True
-    params.cpuparams.n_threads = 2
+    # So small a model gains nothing from threads, and they wait for one another
+    # on a busy machine.
+    params.cpuparams.n_threads = 1
+    params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     for note in notes:
         reply = server.handle_chat_completions({

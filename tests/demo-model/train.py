@@ -133,7 +133,7 @@ def show(figures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder of tokenizer and checkpoints")
-    parser.add_argument("--steps", type=int, default=6_000, help="length of the whole schedule")
+    parser.add_argument("--steps", type=int, default=3_400, help="length of the whole schedule")
     parser.add_argument("--stop-at", type=int, help="stop earlier than the schedule's end")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
