@@ -1,6 +1,7 @@
 //! The module over a socket: a length of four bytes, big-endian, and the CBOR that the device takes and gives.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
@@ -61,9 +62,12 @@ impl Exchange for Client {
         }
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         socket.set_read_timeout(Some(DRIVER_TIMEOUT))?;
-        write_frame(&mut socket, &request)?;
-        let response = read_frame(&mut socket, MAX_RESPONSE)?;
-        wire_decode_response(&response)
+        let response = write_frame(&mut socket, &request).and_then(|()| read_frame(&mut socket, MAX_RESPONSE));
+        if response.is_err() {
+            // A late response must not answer the next request.
+            socket.shutdown(Shutdown::Both)?;
+        }
+        wire_decode_response(&response?)
     }
 }
 
