@@ -93,7 +93,7 @@ pub fn open(
     let mut buffer = buffer();
     let mut reader = HeaderReader::new(Limits { unframed: Some(MAX_UNFRAMED), ..Limits::file() });
     let (mut body, mut rest) = loop {
-        let mut read = read_some(input, &mut buffer)?.ok_or(OpenError::Incomplete)?;
+        let mut read: &[u8] = read_some(input, &mut buffer)?.ok_or(OpenError::Incomplete)?;
         progress(read.len() as u64);
         match reader.push(&mut read).map_err(OpenError::from)? {
             Progress::More(more) => reader = more,
@@ -104,9 +104,10 @@ pub fn open(
             }
         }
     };
-    let mut at_hand: &[u8] = rest.as_bytes();
+    // Frames are opened where they lie: the plaintext in `buffer` and `rest` is wiped with them, or overwritten.
+    let mut at_hand: &mut [u8] = rest.as_mut_bytes();
     loop {
-        while let Some(frame) = body.push(&mut at_hand)? {
+        while let Some(frame) = body.push_in_place(&mut at_hand)? {
             out.write_all(frame.as_bytes()).map_err(FileError::Write)?;
         }
         match read_some(input, &mut buffer)? {
@@ -170,14 +171,14 @@ fn read_back(mut bytes: &[u8]) -> Result<Header, FileError> {
     }
 }
 
-fn read_some<'a>(input: &mut impl Read, buffer: &'a mut SecretBytes) -> Result<Option<&'a [u8]>, FileError> {
+fn read_some<'a>(input: &mut impl Read, buffer: &'a mut SecretBytes) -> Result<Option<&'a mut [u8]>, FileError> {
     let count = loop {
         match input.read(buffer.as_mut_bytes()) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => break other.map_err(FileError::Read)?,
         }
     };
-    Ok(buffer.as_bytes().get(..count).filter(|read| !read.is_empty()))
+    Ok(buffer.as_mut_bytes().get_mut(..count).filter(|read| !read.is_empty()))
 }
 
 fn buffer() -> SecretBytes {
