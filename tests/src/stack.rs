@@ -41,6 +41,8 @@ pub struct Options {
     pub parent_credentials: Option<Vec<(String, String)>>,
     /// How long the enclave may take until it serves; `None`: do not wait.
     pub ready_within: Option<Duration>,
+    /// Whether recording forwarders stand between parent and enclave. They cost time: a benchmark goes without.
+    pub recorded: bool,
 }
 
 impl Options {
@@ -59,6 +61,7 @@ impl Options {
             parent_arguments: Vec::new(),
             parent_credentials: None,
             ready_within: Some(Duration::from_secs(60)),
+            recorded: true,
         })
     }
 }
@@ -111,9 +114,11 @@ impl Stack {
         let mut taps = Vec::new();
         let (kms_tap, kms_address) = Tap::tcp("parent to KMS", kms.address()).await?;
         taps.push(kms_tap);
-        taps.push(Tap::unix("parent to enclave", &at("parent.sock"), &at("enclave.sock"))?);
-        taps.push(Tap::unix("enclave to host services", &at("enclave.sock_8000"), &at("parent.sock_8000"))?);
-        taps.push(Tap::unix("enclave to tunnel", &at("enclave.sock_8443"), &at("parent.sock_8443"))?);
+        if options.recorded {
+            taps.push(Tap::unix("parent to enclave", &at("parent.sock"), &at("enclave.sock"))?);
+            taps.push(Tap::unix("enclave to host services", &at("enclave.sock_8000"), &at("parent.sock_8000"))?);
+            taps.push(Tap::unix("enclave to tunnel", &at("enclave.sock_8443"), &at("parent.sock_8443"))?);
+        }
         let direct_front_door = free_port()?;
         let (front_tap, front_door) = Tap::tcp("client to parent", direct_front_door).await?;
         taps.push(front_tap);
@@ -229,7 +234,8 @@ impl Stack {
 fn start_parent(options: &Options, folder: &Path, front_door: SocketAddr, kms: SocketAddr) -> io::Result<Running> {
     let mut arguments = vec!["--listen".to_owned(), front_door.to_string()];
     let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-    option("--enclave", format!("unix:{}:5000", folder.join("parent.sock").display()));
+    let socket = if options.recorded { "parent.sock" } else { "enclave.sock" };
+    option("--enclave", format!("unix:{}:5000", folder.join(socket).display()));
     option("--configuration", folder.join("configuration.json").display().to_string());
     option("--model-packs", folder.join("model-packs").display().to_string());
     option("--kms-endpoint", kms.to_string());
