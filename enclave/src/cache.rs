@@ -107,6 +107,9 @@ impl DataKeyCache {
         if !self.entries.contains_key(&key) {
             if of_tenant >= self.limits.per_tenant {
                 self.evict_oldest(|other| other.tenant == key.tenant);
+            } else if self.of_key(&key) >= self.limits.total / 4 {
+                // Names are the customer's to choose: many of them under one key push out no other key's entries.
+                self.evict_oldest(|other| other.tenant.key_arn() == key.tenant.key_arn());
             } else if self.entries.len() >= self.limits.total {
                 self.evict_oldest(|_| true);
             }
@@ -128,6 +131,10 @@ impl DataKeyCache {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    fn of_key(&self, key: &CacheKey) -> usize {
+        self.entries.keys().filter(|other| other.tenant.key_arn() == key.tenant.key_arn()).count()
     }
 
     fn evict_oldest(&mut self, among: impl Fn(&CacheKey) -> bool) {

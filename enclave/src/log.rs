@@ -96,6 +96,8 @@ pub enum Event {
         /// Why.
         reason: EndReason,
     },
+    /// Something panicked. What it said is not written: it could quote a prompt.
+    Panicked,
     /// No more requests are taken.
     Stopping {
         /// Connections that are still open.

@@ -1,6 +1,7 @@
 //! Who a request belongs to: the pair of the key ARN that KMS returned and the tenant of the encryption context.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ring::digest;
@@ -43,10 +44,17 @@ impl Tenant {
     }
 }
 
-/// How many requests of each tenant are in work, so that one cannot take the place of all others.
+/// How many requests of each tenant and of each key are in work, so that one cannot take the place of all others. (Tenant
+/// names are the customer's to choose; keys are not.)
 #[derive(Default)]
 pub struct Shares {
-    in_work: Mutex<HashMap<Tenant, usize>>,
+    in_work: Mutex<InWork>,
+}
+
+#[derive(Default)]
+struct InWork {
+    tenants: HashMap<Tenant, usize>,
+    keys: HashMap<KeyArn, usize>,
 }
 
 /// One place of a tenant. Dropping it gives it back.
@@ -56,18 +64,23 @@ pub struct Share {
 }
 
 impl Shares {
-    /// A place for one more request of `tenant`, if it has fewer than `limit`.
-    pub fn take(self: &Arc<Self>, tenant: &Tenant, limit: usize) -> Option<Share> {
+    /// A place for one more request of `tenant`, if it has fewer than `limit` and all tenants under its key together have
+    /// fewer than three quarters of `all` places (or `limit`, if that is more).
+    pub fn take(self: &Arc<Self>, tenant: &Tenant, limit: usize, all: usize) -> Option<Share> {
+        let per_key = limit.max(all - all / 4);
         let mut in_work = self.in_work();
-        let count = in_work.entry(tenant.clone()).or_default();
-        if *count >= limit {
+        let InWork { tenants, keys } = &mut *in_work;
+        let of_tenant = tenants.get(tenant).copied().unwrap_or(0);
+        let of_key = keys.get(tenant.key_arn()).copied().unwrap_or(0);
+        if of_tenant >= limit || of_key >= per_key {
             return None;
         }
-        *count += 1;
+        tenants.insert(tenant.clone(), of_tenant + 1);
+        keys.insert(tenant.key_arn().clone(), of_key + 1);
         Some(Share { shares: Arc::clone(self), tenant: tenant.clone() })
     }
 
-    fn in_work(&self) -> MutexGuard<'_, HashMap<Tenant, usize>> {
+    fn in_work(&self) -> MutexGuard<'_, InWork> {
         self.in_work.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -75,11 +88,18 @@ impl Shares {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut in_work = self.shares.in_work();
-        if let Some(count) = in_work.get_mut(&self.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                in_work.remove(&self.tenant);
-            }
+        let InWork { tenants, keys } = &mut *in_work;
+        give_back(tenants, &self.tenant);
+        give_back(keys, self.tenant.key_arn());
+    }
+}
+
+/// Nothing is remembered of those without requests.
+fn give_back<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -93,12 +113,22 @@ mod tests {
     fn a_tenant_cannot_take_more_than_its_share_and_gives_it_back() {
         let shares = Arc::new(Shares::default());
         let tenant = |name| Tenant::new(KeyArn::parse(ARN).unwrap(), name);
-        let held: Vec<_> = (0..2).map(|_| shares.take(&tenant("a"), 2).unwrap()).collect();
-        assert!(shares.take(&tenant("a"), 2).is_none());
-        assert!(shares.take(&tenant("b"), 2).is_some());
+        let held: Vec<_> = (0..2).map(|_| shares.take(&tenant("a"), 2, 8).unwrap()).collect();
+        assert!(shares.take(&tenant("a"), 2, 8).is_none());
+        assert!(shares.take(&tenant("b"), 2, 8).is_some());
         drop(held);
-        assert!(shares.in_work().is_empty(), "nothing is remembered of tenants without requests");
-        assert!(shares.take(&tenant("a"), 2).is_some());
+        assert!(shares.in_work().tenants.is_empty() && shares.in_work().keys.is_empty());
+        assert!(shares.take(&tenant("a"), 2, 8).is_some());
+    }
+
+    #[test]
+    fn many_names_under_one_key_leave_places_for_other_keys() {
+        let shares = Arc::new(Shares::default());
+        let named = |number: usize| Tenant::new(KeyArn::parse(ARN).unwrap(), &format!("n{number}"));
+        let held: Vec<_> = (0..20).filter_map(|number| shares.take(&named(number), 2, 8)).collect();
+        assert_eq!(held.len(), 6);
+        let other = Tenant::new(KeyArn::parse(&format!("{ARN}0")).unwrap(), "n0");
+        assert!(shares.take(&other, 2, 8).is_some());
     }
 
     #[test]

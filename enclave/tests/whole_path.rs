@@ -245,3 +245,14 @@ async fn a_tenant_past_its_share_is_told_so_in_a_sealed_answer() {
     }
     assert!(statuses.contains(&200) && statuses.iter().all(|status| [200, 429].contains(status)), "{statuses:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_at_once_are_all_answered() {
+    let stand = Stand::start().await;
+    let asks: Vec<_> = (0..64)
+        .map(|index| stand.ask(Ask { under_reply_key: index % 2 == 0, ..Ask::chat(&question(index % 3 == 0)) }))
+        .collect();
+    for answer in futures_util::future::join_all(asks).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+}

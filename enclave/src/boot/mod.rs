@@ -35,6 +35,8 @@ pub use phases::{Attested, Cold, Configured, Keyed, Loaded};
 /// # Errors
 /// What ended boot, or what makes it wrong to go on serving. Nothing that a request contains is among it.
 pub async fn serve(platform: Platform, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+    // The parent reads the console: what a panic would print there could quote a prompt.
+    std::panic::set_hook(Box::new(|_| log::write(Event::Panicked)));
     boot_and_run(platform, shutdown).await.inspect_err(|error| log::write(Event::Ended { reason: error.reason() }))
 }
 

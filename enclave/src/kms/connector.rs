@@ -214,7 +214,7 @@ pub enum TunnelError {
 /// Dial and TLS handshake.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 /// From the request to the head of the answer. KMS answers in tens of milliseconds.
-const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+const HEAD_DEADLINE: Duration = Duration::from_secs(6);
 /// KMS closes idle connections after some time of its own; ours are gone before.
 const POOL_IDLE: Duration = Duration::from_secs(20);
 const POOL_IDLE_MAX: usize = 8;

@@ -10,7 +10,8 @@ pub mod connector;
 pub mod rate;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_sdk_kms::Client;
@@ -22,6 +23,7 @@ use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{DataKeySpec, EncryptionAlgorithmSpec, KeyEncryptionMechanism, RecipientInfo};
 use ring::digest;
 use sealing::message::{DataKey, EncryptedDataKey, EncryptionContext};
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::attester::Attester;
@@ -278,33 +280,57 @@ fn call_digest(key: &KeyArn, encrypted: &EncryptedDataKey, context: &EncryptionC
     out
 }
 
-/// Recipient keys made ahead: making one takes tens of milliseconds, and each is used for one call.
-#[derive(Default)]
+/// Recipient keys made ahead, one at a time in idle moments: making one takes a tenth of a second of a core, and each is
+/// used for one call.
 struct RecipientKeys {
     ready: Mutex<Vec<RecipientKey>>,
+    filling: AtomicBool,
+    /// Places for calls that find none ready.
+    making: Arc<Semaphore>,
+}
+
+impl Default for RecipientKeys {
+    fn default() -> Self {
+        let making = Arc::new(Semaphore::new(KEYS_IN_THE_MAKING));
+        Self { ready: Mutex::default(), filling: AtomicBool::default(), making }
+    }
 }
 
 impl RecipientKeys {
     async fn take(keys: &Arc<Self>) -> Result<RecipientKey, KmsError> {
         let ready = keys.ready().pop();
-        let ahead = Arc::clone(keys);
-        tokio::task::spawn_blocking(move || {
-            if ahead.ready().len() < KEYS_AHEAD
-                && let Ok(key) = RecipientKey::generate()
-            {
-                ahead.ready().push(key);
-            }
-        });
+        Self::fill(keys);
         match ready {
             Some(key) => Ok(key),
-            None => tokio::task::spawn_blocking(RecipientKey::generate)
-                .await
-                .map_err(|_| KmsError::Module)?
-                .map_err(|_| KmsError::Module),
+            None => {
+                // Whoever gives up waiting leaves no work behind: only so many keys are in the making at once.
+                let place = Arc::clone(&keys.making).acquire_owned().await.map_err(|_| KmsError::Module)?;
+                let making = move || {
+                    let _place = place;
+                    RecipientKey::generate()
+                };
+                tokio::task::spawn_blocking(making).await.map_err(|_| KmsError::Module)?.map_err(|_| KmsError::Module)
+            }
         }
     }
 
-    fn ready(&self) -> std::sync::MutexGuard<'_, Vec<RecipientKey>> {
+    /// Fills up in the background, unless that is going on already.
+    fn fill(keys: &Arc<Self>) {
+        if keys.filling.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let keys = Arc::clone(keys);
+        tokio::task::spawn_blocking(move || {
+            while keys.ready().len() < KEYS_AHEAD
+                && let Ok(key) = RecipientKey::generate()
+            {
+                keys.ready().push(key);
+            }
+            keys.filling.store(false, Ordering::Relaxed);
+        });
+    }
+
+    fn ready(&self) -> MutexGuard<'_, Vec<RecipientKey>> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -348,10 +374,11 @@ impl From<GateClosed> for KmsError {
 }
 
 /// One attempt: dial, handshake, request, answer.
-const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
+const ATTEMPT_DEADLINE: Duration = Duration::from_secs(6);
 /// All attempts of one call.
-const CALL_DEADLINE: Duration = Duration::from_secs(12);
+const CALL_DEADLINE: Duration = Duration::from_secs(20);
 const ATTEMPTS: u32 = 3;
-const KEYS_AHEAD: usize = 8;
+const KEYS_AHEAD: usize = 4;
+const KEYS_IN_THE_MAKING: usize = 2;
 /// "CiphertextBlob: Maximum length of 6144." (KMS API, GenerateDataKey.)
 const ENCRYPTED_DATA_KEY_BYTES_MAX: usize = 6144;

@@ -156,7 +156,8 @@ const CALLS_AT_ONCE_PER_KEY: usize = 16;
 const WAITING_PER_KEY: usize = 256;
 const BURST_PER_KEY: u32 = 512;
 const INTERVAL_PER_KEY: Duration = Duration::from_millis(5);
-const WAIT_MAX: Duration = Duration::from_secs(10);
+/// Two whole calls that fail as slowly as they may.
+const WAIT_MAX: Duration = Duration::from_secs(40);
 const KEYS_MAX: usize = 1024;
 /// "Short": a key policy that was just corrected should not be refused for long.
 const REFUSED_FOR: Duration = Duration::from_secs(5);

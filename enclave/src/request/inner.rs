@@ -8,7 +8,7 @@ use sealing::message::Suite;
 use sealing::raw_aes::WrappingKey;
 
 use super::chat::ChatRequest;
-use super::open::{EXPIRES_AHEAD_SECONDS_MAX, Opened};
+use super::open::Opened;
 use crate::service::Service;
 
 /// What to do, and how to seal what comes of it.
@@ -16,6 +16,8 @@ pub(super) struct Order {
     pub(super) task: Result<Task, InnerError>,
     pub(super) reply_key: Option<WrappingKey>,
     pub(super) suite: Suite,
+    /// Unix seconds; nothing is begun after it.
+    pub(super) expires: u64,
 }
 
 /// What can be asked for.
@@ -45,23 +47,25 @@ pub(super) fn read(service: &Service, opened: &Opened) -> Order {
         Ok(request) => request,
         Err(_) => {
             let task = Err(InnerError::InvalidRequest("the sealed content must be one HTTP/1.1 request"));
-            return Order { task, reply_key: None, suite: Suite::Commit };
+            return Order { task, reply_key: None, suite: Suite::Commit, expires: u64::MAX };
         }
     };
     let (reply_key, suite) = (request.take_reply_key(), request.answer_suite());
-    Order { task: task(service, opened, &request), reply_key, suite }
+    Order { task: task(service, opened, &request), reply_key, suite, expires: request.expires() }
 }
 
 fn task(service: &Service, opened: &Opened, request: &Request<'_>) -> Result<Task, InnerError> {
-    let now = service.clock.unix_seconds();
+    let now = service.replays().advance(service.clock.unix_seconds());
     let expires = request.expires();
     if expires <= now {
         return Err(InnerError::Expired);
     }
-    if expires > now.saturating_add(EXPIRES_AHEAD_SECONDS_MAX) {
+    // Measured from when the header was authenticated, not from now: the id is remembered that long, and a body that drips
+    // in must not make room for a replay after it is forgotten.
+    if expires > opened.admitted.until() {
         return Err(InnerError::InvalidRequest("Subrosa-Expires lies more than 900 seconds ahead"));
     }
-    service.replays().expires(&opened.first_time, expires);
+    opened.admitted.expires(expires);
     if request.enclave().is_some_and(|enclave| enclave != service.module_id) {
         return Err(InnerError::WrongEnclave);
     }

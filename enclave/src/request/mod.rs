@@ -17,6 +17,7 @@ mod reply;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use hyper::body::Incoming;
 use inference::Cancel;
@@ -32,24 +33,32 @@ use produce::Production;
 
 /// Opens a request and begins to answer it.
 pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<AnswerBody, Refusal> {
+    // Whoever only uploads holds another, larger number of places than those whose requests are open: strangers who send
+    // slowly cannot keep customers out.
+    let uploading = Arc::clone(&service.uploads).try_acquire_owned().map_err(|_| Refusal::Busy)?;
+    let now = Instant::now();
+    let deadline = now + service.configuration.limits.request_time;
+    let opening = open::open(&service, body);
+    let opened = timeout_at(deadline.min(now + OPEN_DEADLINE), opening).await.map_err(|_| Refusal::SlowRequest)??;
     let permit = Arc::clone(&service.requests).try_acquire_owned().map_err(|_| Refusal::Busy)?;
-    let deadline = Instant::now() + service.configuration.limits.request_time;
-    let opened = timeout_at(deadline, open::open(&service, body)).await.map_err(|_| Refusal::SlowRequest)??;
-    let share = service.shares.take(&opened.tenant, service.configuration.limits.tenant_concurrent_requests);
-    let Order { mut task, reply_key, suite } = inner::read(&service, &opened);
+    drop(uploading);
+    let limits = service.configuration.limits;
+    let share = service.shares.take(&opened.tenant, limits.tenant_concurrent_requests, limits.concurrent_requests);
+    let Order { mut task, reply_key, suite, expires } = inner::read(&service, &opened);
     if share.is_none() {
         task = Err(InnerError::Busy);
     }
-    let open::Opened { plaintext, tenant, message_id, first_time: _ } = opened;
+    let open::Opened { plaintext, tenant, message_id, admitted } = opened;
     // From here on the prompt lives in the order alone.
     drop(plaintext);
     let frame_length = if task.as_ref().is_ok_and(Task::is_stream) { STREAM_FRAME } else { WHOLE_FRAME };
     let sealing = reply::begin(&service, &tenant, reply_key, suite, frame_length);
     let writer = timeout_at(deadline, sealing).await.map_err(|_| Refusal::Timeout)??;
 
+    admitted.commit();
     let cancel = Cancel::new();
     let (sender, body) = AnswerBody::stream(cancel.clone());
-    let work = Work { task, deadline, cancel, places: (permit, share) };
+    let work = Work { task, deadline, expires, cancel, places: (permit, share) };
     let production =
         Production { writer, sender, in_reply_to: message_id, frame_length: frame_length as usize, frames: 0 };
     tokio::spawn(work.run(service, production, Hash(tenant.sha256())));
@@ -60,6 +69,8 @@ pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<Answ
 struct Work {
     task: Result<Task, InnerError>,
     deadline: Instant,
+    /// Unix seconds.
+    expires: u64,
     cancel: Cancel,
     /// In the service, and among its tenant's. Held to the end.
     places: (OwnedSemaphorePermit, Option<Share>),
@@ -67,7 +78,7 @@ struct Work {
 
 impl Work {
     async fn run(self, service: Arc<Service>, production: Production, tenant: Hash<32>) {
-        let Self { task, deadline, cancel, places } = self;
+        let Self { task, deadline, expires, cancel, places } = self;
         let slot = match &task {
             Ok(Task::Chat(_)) => match wait_for_engine(&service, deadline, &production.sender).await {
                 Slot::Free(slot) => Some(slot),
@@ -76,6 +87,10 @@ impl Work {
             },
             Ok(Task::Models) | Err(_) => None,
         };
+        // The wait, too, must end before the customer's own limit.
+        if slot.is_some() && service.clock.unix_seconds() >= expires {
+            return finish(produce_error(production, InnerError::Expired).await, tenant);
+        }
         let late = Arc::new(AtomicBool::new(false));
         let timer = tokio::spawn({
             let (late, cancel) = (Arc::clone(&late), cancel.clone());
@@ -122,6 +137,8 @@ fn finish(frames: Option<u64>, tenant: Hash<32>) {
     });
 }
 
+/// For a whole upload and the call to KMS that it needs, which may have to wait its turn.
+const OPEN_DEADLINE: Duration = Duration::from_secs(90);
 /// docs/PROTOCOL.md, section 4: "frame length, answer: 512 for streams, 4,096 otherwise".
 const STREAM_FRAME: u32 = 512;
 const WHOLE_FRAME: u32 = 4_096;

@@ -30,15 +30,50 @@ pub(super) struct Opened {
     pub(super) tenant: Tenant,
     /// Its message id.
     pub(super) message_id: MessageId,
-    /// Proof that it was not seen before.
-    pub(super) first_time: FirstTime,
+    /// Its place in the replay set.
+    pub(super) admitted: Admitted,
+}
+
+/// The message id's place in the replay set. Unless the request is acted upon, dropping this withdraws the id: a message
+/// whose upload broke off may be sent again.
+pub(super) struct Admitted {
+    service: Arc<Service>,
+    first_time: Option<FirstTime>,
+}
+
+impl Admitted {
+    /// Until when the id is remembered.
+    pub(super) fn until(&self) -> u64 {
+        self.first_time.as_ref().map_or(0, FirstTime::until)
+    }
+
+    /// Forgets the id when the request expires.
+    pub(super) fn expires(&self, expires: u64) {
+        if let Some(first_time) = &self.first_time {
+            self.service.replays().expires(first_time, expires);
+        }
+    }
+
+    /// From now on the request is acted upon, and its id stays.
+    pub(super) fn commit(mut self) {
+        self.first_time = None;
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if let Some(first_time) = self.first_time.take() {
+            self.service.replays().withdraw(first_time);
+        }
+    }
 }
 
 /// Reads, authenticates and collects one message.
-pub(super) async fn open(service: &Service, body: Incoming) -> Result<Opened, Refusal> {
+pub(super) async fn open(service: &Arc<Service>, body: Incoming) -> Result<Opened, Refusal> {
     let limit = service.configuration.limits.sealed_request_bytes;
     let mut inbound = Inbound { body, left: limit };
-    let (header, mut piece, rest_at) = read_header(&mut inbound).await?;
+    let (header, mut piece, rest_at) =
+        timeout(HEADER_DEADLINE, read_header(&mut inbound)).await.map_err(|_| Refusal::SlowRequest)??;
     let tenant_name = request_tenant(header.context(), header.suite()).ok_or(Refusal::CannotOpen)?;
     let (key_arn, encrypted) =
         acceptable_key(header.encrypted_data_keys(), &service.configuration).ok_or(Refusal::CannotOpen)?;
@@ -58,7 +93,7 @@ pub(super) async fn open(service: &Service, body: Incoming) -> Result<Opened, Re
     if is_new {
         service.cache().insert(Instant::now(), cache_key, key, limit as u64);
     }
-    let first_time = admit(service, &tenant, &message_id)?;
+    let admitted = admit(service, &tenant, &message_id)?;
 
     let mut held = Held::new(&reader, limit);
     take_frames(&mut reader, piece.get(rest_at..).unwrap_or_default(), &mut held)?;
@@ -68,7 +103,7 @@ pub(super) async fn open(service: &Service, body: Incoming) -> Result<Opened, Re
     }
     let end = reader.finish().map_err(|_| Refusal::CannotOpen)?;
     let plaintext = held.confirm(&end).map_err(|_| Refusal::CannotOpen)?;
-    Ok(Opened { plaintext, tenant, message_id, first_time })
+    Ok(Opened { plaintext, tenant, message_id, admitted })
 }
 
 /// The outer body: bounded in bytes, and each piece in time.
@@ -131,13 +166,15 @@ fn acceptable_key<'a>(
 }
 
 /// Before the request is open its expiry is not known, so its id lives as long as any expiry could be ahead.
-fn admit(service: &Service, tenant: &Tenant, message_id: &MessageId) -> Result<FirstTime, Refusal> {
-    let now = service.clock.unix_seconds();
+fn admit(service: &Arc<Service>, tenant: &Tenant, message_id: &MessageId) -> Result<Admitted, Refusal> {
+    let mut replays = service.replays();
+    let now = replays.advance(service.clock.unix_seconds());
     let until = now.saturating_add(EXPIRES_AHEAD_SECONDS_MAX);
-    service.replays().admit(now, tenant, *message_id.as_bytes(), until).map_err(|error| match error {
+    let first_time = replays.admit(now, tenant, *message_id.as_bytes(), until).map_err(|error| match error {
         ReplayError::Replayed => Refusal::CannotOpen,
         ReplayError::Full => Refusal::Busy,
-    })
+    })?;
+    Ok(Admitted { service: Arc::clone(service), first_time: Some(first_time) })
 }
 
 fn take_frames(reader: &mut BodyReader, mut bytes: &[u8], held: &mut Held) -> Result<(), Refusal> {
@@ -160,10 +197,12 @@ pub(super) fn refusal(error: KmsError) -> Refusal {
     }
 }
 
+/// For the whole header of a message, which is what an unauthenticated sender can make us wait for.
+const HEADER_DEADLINE: Duration = Duration::from_secs(5);
 /// Between two pieces of a request.
 const PIECE_DEADLINE: Duration = Duration::from_secs(15);
 /// docs/PROTOCOL.md, section 5: "decimal Unix seconds, at most 900 ahead".
-pub(super) const EXPIRES_AHEAD_SECONDS_MAX: u64 = 900;
+const EXPIRES_AHEAD_SECONDS_MAX: u64 = 900;
 
 #[cfg(test)]
 mod tests {

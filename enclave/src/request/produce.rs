@@ -13,7 +13,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::inner::{Chat, InnerError, Task};
-use crate::service::{Piece, PieceSender, Service};
+use crate::service::{BudgetError, Piece, PieceSender, Service};
 
 /// A sealed answer in the making.
 pub(super) struct Production {
@@ -68,6 +68,12 @@ impl Production {
         };
         let most = service.configuration.limits.max_tokens;
         let max_tokens = request.max_tokens.unwrap_or(most).min(most).min(model.room_after(&prompt));
+        let bytes = model.sequence_bytes(prompt.len().saturating_add(max_tokens)) as u64;
+        let _memory = match service.memory.take(bytes) {
+            Ok(taken) => taken,
+            Err(BudgetError::Busy) => return self.error(InnerError::Busy),
+            Err(BudgetError::Never) => return self.error(InnerError::ContextTooLong),
+        };
         let answering = Answering {
             chat,
             prompt,

@@ -4,6 +4,7 @@
 //! header lists, resets, idle time, bodies. A panic in one stream ends that stream.
 
 mod body;
+mod budget;
 mod routes;
 mod server;
 
@@ -27,6 +28,7 @@ use crate::replay::{Quota, ReplaySet};
 use crate::tenant::Shares;
 
 pub(crate) use body::{AnswerBody, Piece, PieceSender};
+pub(crate) use budget::{Budget, BudgetError};
 
 /// What all requests share.
 pub(crate) struct Service {
@@ -36,12 +38,16 @@ pub(crate) struct Service {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) module_id: String,
     pub(crate) models: BTreeMap<String, Arc<inference::Model>>,
-    /// Sealed requests in work at once, from the first byte to the last.
+    /// Requests that are being uploaded and opened: four for each that may be in work.
+    pub(crate) uploads: Arc<Semaphore>,
+    /// Sealed requests in work at once, from where they are open to the last byte of their answer.
     pub(crate) requests: Arc<Semaphore>,
     /// How many of them are each tenant's.
     pub(crate) shares: Arc<Shares>,
-    /// Answers that the engine computes at once: what bounds the memory of their KV caches.
+    /// Answers that the engine computes at once.
     pub(crate) engine: Arc<Semaphore>,
+    /// Bytes that their KV caches may take together.
+    pub(crate) memory: Arc<Budget>,
     manifests: BTreeMap<String, [u8; 48]>,
     release: u64,
     cache: Mutex<DataKeyCache>,
@@ -58,9 +64,11 @@ impl Service {
         let models = models.into_iter().map(|(name, loaded)| (name, Arc::new(loaded.model))).collect();
         let engine = std::thread::available_parallelism().map_or(1, usize::from).max(2);
         let service = Self {
+            uploads: Arc::new(Semaphore::new(configuration.limits.concurrent_requests.saturating_mul(4))),
             requests: Arc::new(Semaphore::new(configuration.limits.concurrent_requests)),
             shares: Arc::default(),
             engine: Arc::new(Semaphore::new(engine)),
+            memory: Arc::new(Budget::of_this_machine()),
             configuration,
             kms,
             attester,

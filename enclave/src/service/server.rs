@@ -101,8 +101,9 @@ const STREAMS_MAX: u32 = 320;
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// Single vsock writes above 32 KiB have corrupted data on real enclaves.
 const FRAME_BYTES: u32 = 16 * 1024;
-const STREAM_WINDOW_BYTES: u32 = 128 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 2 << 20;
+const STREAM_WINDOW_BYTES: u32 = 16 * 1024;
+/// As much as all streams together may leave unread, so that those that wait for KMS hold up no other upload.
+const CONNECTION_WINDOW_BYTES: u32 = STREAMS_MAX * STREAM_WINDOW_BYTES;
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// CVE-2023-44487 (rapid reset) and its kin: streams that are reset before or while they are served.
 const RESETS_PENDING_MAX: usize = 64;
