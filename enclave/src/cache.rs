@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_greedy_tenant_evicts_its_own_keys() {
-        let (mut cache, now) = cache(CacheLimits { per_tenant: 2, total: 3, ..CacheLimits::default() });
+        let (mut cache, now) = cache(CacheLimits { per_tenant: 2, total: 12, ..CacheLimits::default() });
         let later = |seconds| now + Duration::from_secs(seconds);
         cache.insert(now, key("b", 9), cached(9), 0);
         for (seconds, byte) in [(1, 1), (2, 2), (3, 3), (4, 4)] {
@@ -250,5 +250,18 @@ mod tests {
         assert!(cache.get(later(5), &key("b", 9), 0).is_some());
         assert!(cache.get(later(5), &key("a", 3), 0).is_some() && cache.get(later(5), &key("a", 4), 0).is_some());
         assert_eq!(cache.len(), 3);
+    }
+
+    #[test]
+    fn one_key_cannot_push_out_anothers_entries_by_many_names() {
+        let (mut cache, now) = cache(CacheLimits { per_tenant: 2, total: 8, ..CacheLimits::default() });
+        let other = Tenant::new(KeyArn::parse(&format!("{ARN}0")).unwrap(), "b");
+        let other = CacheKey::open(&other, &encrypted(9), &context("b"), Suite::Commit);
+        cache.insert(now, other.clone(), cached(9), 0);
+        for name in ["n1", "n2", "n3", "n4", "n5", "n6", "n7", "n8", "n9"] {
+            cache.insert(now + Duration::from_secs(1), key(name, 1), cached(1), 0);
+        }
+        assert!(cache.get(now + Duration::from_secs(2), &other, 0).is_some());
+        assert_eq!(cache.len(), 3, "a quarter of all entries, and the other key's");
     }
 }

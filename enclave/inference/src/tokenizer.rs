@@ -115,6 +115,15 @@ impl Tokenizer {
         for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
             ends.extend(special(key)?);
         }
+        // Some converters write the marks of a chat as user-defined tokens, which are found in any text, a user's too.
+        let template = header.optional_text("tokenizer.chat_template")?.unwrap_or_default();
+        for (text, kind) in texts.iter().zip(&mut kinds) {
+            let is_mark = END_TEXTS.contains(&text.as_ref())
+                || (*kind == Kind::UserDefined && text.len() > 1 && template.contains(text.as_ref()));
+            if is_mark {
+                *kind = Kind::Control;
+            }
+        }
         for (id, (text, kind)) in (0..).zip(texts.iter().zip(&kinds)) {
             if *kind == Kind::Control && END_TEXTS.contains(&text.as_ref()) {
                 ends.insert(id);
