@@ -72,6 +72,7 @@ async fn serve_connection(stream: TcpStream, routes: Arc<Routes>, stop: Cancella
     // Tokens are small; without this they would wait for each other. A failure costs time, not correctness.
     let _ = stream.set_nodelay(true);
     let deadlines = *routes.deadlines();
+    let builder = builder(deadlines.header, streams(routes.limits().requests));
     let activity = Activity::new();
     let service = {
         let activity = Arc::clone(&activity);
@@ -80,7 +81,6 @@ async fn serve_connection(stream: TcpStream, routes: Arc<Routes>, stop: Cancella
             async move { Ok::<_, Infallible>(routes.answer(request, busy).await) }
         })
     };
-    let builder = builder(deadlines.header);
     let io = TokioIo::new(Attended::new(stream, deadlines.stalled));
     let mut connection = pin!(builder.serve_connection(io, service));
     let told = tokio::select! {
@@ -97,7 +97,12 @@ async fn serve_connection(stream: TcpStream, routes: Arc<Routes>, stop: Cancella
     }
 }
 
-fn builder(header: Duration) -> auto::Builder<TokioExecutor> {
+/// An eighth of the places at the enclave, so that one connection never takes them all from the others.
+fn streams(requests: usize) -> u32 {
+    u32::try_from(requests / 8).unwrap_or(STREAMS).clamp(1, STREAMS)
+}
+
+fn builder(header: Duration, streams: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -110,7 +115,7 @@ fn builder(header: Duration) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW * 2)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(STREAMS)
+        .max_concurrent_streams(streams)
         .max_header_list_size(MAX_HEAD as u32)
         .max_send_buf_size(MAX_HEAD)
         .keep_alive_interval(Some(PING))
@@ -140,7 +145,7 @@ fn log(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
 /// Bytes of a request's head, and of what hyper gathers before it writes.
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-/// Streams at once on one HTTP/2 connection of a client, which may be a gateway for many.
+/// The most streams at once on one HTTP/2 connection of a client, which may be a gateway for many.
 const STREAMS: u32 = 128;
 /// Bytes of request bodies that one HTTP/2 connection may have under way.
 const CONNECTION_WINDOW: u32 = 1 << 20;

@@ -1,6 +1,12 @@
-//! The body of a request on its way to the enclave: never gathered, counted, and bounded in size and patience.
+//! The body of a request on its way to the enclave: counted, bounded in size and patience, and never gathered beyond a
+//! frame.
+//!
+//! The link is shared by all clients, and HTTP/2 implementations end a connection whose peer sends many empty or tiny DATA
+//! frames (RFC 9113, section 10.5: "endpoints that don't monitor use of these features expose themselves to a risk of
+//! denial of service"). So the frames on the link are the parent's own, whatever the client's are.
 
 use std::{
+    mem::take,
     pin::Pin,
     sync::{
         Arc, OnceLock,
@@ -10,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use http_body_util::BodyExt as _;
 use hyper::{Version, body::Incoming};
@@ -40,13 +46,19 @@ impl Body for Outgoing {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty)
+        match self {
+            Self::Empty => true,
+            Self::Upload(upload) => upload.from.is_none(),
+        }
     }
 }
 
 /// A client's body. Pulled frame by frame as the enclave takes it, so that back-pressure reaches the client.
 pub(crate) struct Upload {
+    /// Until the end was seen.
     from: Option<Incoming>,
+    /// Taken from the client, too little for a frame so far.
+    gathered: BytesMut,
     version: Version,
     linger: bool,
     left: u64,
@@ -69,6 +81,7 @@ impl Upload {
         let watch = Arc::new(UploadWatch::new(bytes));
         let upload = Self {
             from: Some(from),
+            gathered: BytesMut::new(),
             version,
             linger: lingering,
             left: limit,
@@ -83,7 +96,9 @@ impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         loop {
             let Some(from) = self.from.as_mut() else { return Poll::Ready(None) };
-            let Poll::Ready(frame) = Pin::new(&mut *from).poll_frame(cx) else { return self.wait(cx) };
+            let Poll::Ready(frame) = Pin::new(&mut *from).poll_frame(cx) else {
+                return if self.gathered.len() < LEAST_FRAME { self.wait(cx) } else { self.pass_on() };
+            };
             if let Some(since) = self.waiting_since.take() {
                 self.patience = self.patience.saturating_sub(since.elapsed());
             }
@@ -95,7 +110,10 @@ impl Upload {
                     };
                     self.left = left;
                     self.watch.bytes.fetch_add(data.len() as u64, Relaxed);
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                    self.gathered.extend_from_slice(&data);
+                    if self.gathered.len() >= FULL_FRAME {
+                        return self.pass_on();
+                    }
                 }
                 // Trailers say nothing in this protocol.
                 Some(Ok(Err(_trailers))) => {}
@@ -106,10 +124,14 @@ impl Upload {
                 }
                 None => {
                     self.from = None;
-                    return Poll::Ready(None);
+                    return if self.gathered.is_empty() { Poll::Ready(None) } else { self.pass_on() };
                 }
             }
         }
+    }
+
+    fn pass_on(&mut self) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
+        Poll::Ready(Some(Ok(Frame::data(take(&mut self.gathered).freeze()))))
     }
 
     /// Nothing from the client yet: its patience runs.
@@ -237,6 +259,11 @@ impl UploadWatch {
     }
 }
 
+/// RFC 9113, section 4.2: all implementations accept frames of 2^14 octets.
+const FULL_FRAME: usize = 1 << 14;
+/// What is passed on of a client that pauses. h2 counts frames below 256 bytes against their connection; only the last
+/// frame of a request may be one.
+const LEAST_FRAME: usize = 1024;
 const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 8 << 20;
 

@@ -86,13 +86,14 @@ async fn an_answer_may_begin_before_its_request_has_ended() {
     let parent = place.parent(|_| {}).await;
     for version in [1, 2] {
         let (feed, pieces) = Pieces::new();
-        feed.send(Ok(Bytes::from("first"))).await.unwrap();
+        // Less than a kibibyte would wait for more.
+        feed.send(Ok(Bytes::from_static(&[1; 1024]))).await.unwrap();
         let request = post(parent.at, pieces);
         let response = if version == 1 { h1(parent.at, request).await } else { h2(parent.at, request).await }.unwrap();
         let mut body = response.into_body();
-        assert_eq!(piece(&mut body).await, "first");
-        feed.send(Ok(Bytes::from("second"))).await.unwrap();
-        assert_eq!(piece(&mut body).await, "second");
+        assert_eq!(piece(&mut body).await, &[1; 1024][..]);
+        feed.send(Ok(Bytes::from_static(&[2; 1024]))).await.unwrap();
+        assert_eq!(piece(&mut body).await, &[2; 1024][..]);
         drop(feed);
         ends(&mut body).await;
     }
@@ -339,9 +340,9 @@ async fn a_request_reset_by_its_client_is_never_whole_for_the_enclave() {
     let mut connection = h2_connection(parent.at).await;
     for reason in [h2::Reason::NO_ERROR, h2::Reason::CANCEL, h2::Reason::INTERNAL_ERROR] {
         let (feed, pieces) = Pieces::new();
-        feed.send(Ok(Bytes::from("half"))).await.unwrap();
+        feed.send(Ok(Bytes::from_static(&[1; 1024]))).await.unwrap();
         let mut body = connection.send_request(post(parent.at, pieces)).await.unwrap().into_body();
-        assert_eq!(piece(&mut body).await, "half");
+        assert_eq!(piece(&mut body).await, &[1; 1024][..]);
         feed.send(Err(reason.into())).await.unwrap();
     }
     let started = Instant::now();
