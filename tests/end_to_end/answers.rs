@@ -8,6 +8,9 @@ use tests::stack::{APPLICATION, Stack, TENANT};
 
 use crate::{question, stack, text};
 
+/// What a relay does to the bytes of an answer.
+type Change = fn(Vec<u8>) -> Vec<u8>;
+
 /// A client that asks through a relay, as somebody who may seal prompts and open answers.
 fn client(stack: &Stack, url: &str, under: AnswerUnder, suite: Suite) -> Client {
     let builder = Client::builder(url).kms(stack.kms_as(&APPLICATION)).key(&stack.customer_key).tenant(TENANT);
@@ -57,7 +60,7 @@ async fn an_answer_swapped_for_another_or_for_the_request_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tampered_or_truncated_answer_is_refused() {
     let stack = stack().await;
-    let tricks: [(&str, fn(Vec<u8>) -> Vec<u8>); 5] = [
+    let tricks: [(&str, Change); 5] = [
         ("a changed frame", |mut answer| {
             let middle = answer.len() / 2;
             answer[middle] ^= 1;
