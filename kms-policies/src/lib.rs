@@ -18,6 +18,7 @@ mod pattern;
 mod policy;
 mod request;
 pub mod templates;
+pub mod warnings;
 
 pub use condition::{Comparison, Condition, ConditionKey, Operator, Quantifier};
 pub use evaluate::{Decision, evaluate};

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use kms_policies::templates::{self, CustomerRoles, Measurements, ModelPackRoles};
+use kms_policies::warnings::{self, Warning};
 use subrosa_client::measurements::join;
 
 use super::arguments::MeasurementArguments;
 use super::exit::Failure;
-use super::output::{Output, print};
+use super::output::{Output, note, print};
 
 #[derive(Subcommand)]
 pub(crate) enum Policy {
@@ -86,8 +87,9 @@ impl Policy {
                     answer_readers: shared.arns(answer_reader),
                     administrators: shared.arns(shared.administrator.clone()),
                 };
-                let policy = templates::customer_key(&roles, &shared.measurements()?, &tenant);
-                shared.write(policy.map_err(Failure::usage)?)
+                let measurements = shared.measurements()?;
+                let policy = templates::customer_key(&roles, &measurements, &tenant).map_err(Failure::usage)?;
+                shared.write(&policy, &warnings::of_customer_key(&roles, &measurements))
             }
             Render::ModelPackKey(ModelPackKey { shared, model_supplier, model }) => {
                 let roles = ModelPackRoles {
@@ -95,8 +97,9 @@ impl Policy {
                     enclaves: shared.arns(shared.enclave_role.clone()),
                     administrators: shared.arns(shared.administrator.clone()),
                 };
-                let policy = templates::model_pack_key(&roles, &shared.measurements()?, &model);
-                shared.write(policy.map_err(Failure::usage)?)
+                let measurements = shared.measurements()?;
+                let policy = templates::model_pack_key(&roles, &measurements, &model).map_err(Failure::usage)?;
+                shared.write(&policy, &warnings::of_model_pack_key(&roles, &measurements))
             }
         }
     }
@@ -117,7 +120,11 @@ impl Shared {
         Ok(Measurements { pcrs: join(self.measurements.read()?) })
     }
 
-    fn write(&self, policy: kms_policies::Policy) -> Result<(), Failure> {
+    /// The policy to its place, what it leaves open to standard error.
+    fn write(&self, policy: &kms_policies::Policy, warnings: &[Warning]) -> Result<(), Failure> {
+        for warning in warnings {
+            note(&format!("subrosa: warning: {warning}"));
+        }
         let json = policy.to_json();
         let json = json.trim_end();
         let Some(path) = &self.output else { return print(json) };
