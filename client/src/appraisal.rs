@@ -31,6 +31,8 @@ pub struct Demands {
     pub danger_allow_debug: bool,
     /// Whether there must be a keyset.
     pub keyset_required: bool,
+    /// The lowest release of the keyset that is accepted. Says nothing where there is no keyset.
+    pub min_release: Option<u64>,
 }
 
 /// The answers. A question that was not asked is `None`, and does not count against the evidence.
@@ -41,6 +43,7 @@ pub struct Appraisal {
     freshness: Option<Result<Fresh, FreshnessError>>,
     measurements: Option<Result<Measured, MeasurementError>>,
     keyset: Option<Result<Keyset, KeysetError>>,
+    image_asked: bool,
 }
 
 /// One question's answer in words.
@@ -58,7 +61,9 @@ impl Appraisal {
     /// Asks every question, also when an earlier one was answered with no.
     #[must_use]
     pub fn of(evidence: &Evidence, demands: &Demands) -> Self {
-        let Demands { anchor, now, leeway, max_age, nonce, pcrs, danger_allow_debug, keyset_required } = demands;
+        let Demands { anchor, now, leeway, max_age, nonce, pcrs, danger_allow_debug, keyset_required, min_release } =
+            demands;
+        let image_asked = pcrs.contains_key(&IMAGE);
         let document = match Document::parse(&evidence.document) {
             Ok(document) => document,
             Err(error) => {
@@ -68,6 +73,7 @@ impl Appraisal {
                     freshness: None,
                     measurements: None,
                     keyset: None,
+                    image_asked,
                 };
             }
         };
@@ -87,10 +93,10 @@ impl Appraisal {
             Some(measurement::check(&document, &expected))
         };
         let keyset = match &evidence.keyset {
-            Some(keyset) => Some(check_keyset(keyset, &document, *now)),
+            Some(keyset) => Some(check_keyset(keyset, &document, *now, *min_release)),
             None => keyset_required.then_some(Err(KeysetError::Missing)),
         };
-        Self { document: Ok(document), signature: Some(signature), freshness, measurements, keyset }
+        Self { document: Ok(document), signature: Some(signature), freshness, measurements, keyset, image_asked }
     }
 
     /// The document, if it has the shape of one. It proves nothing unless the verdict is good.
@@ -120,16 +126,34 @@ impl Appraisal {
         outcome(self.measurements.as_ref())
     }
 
+    /// Whether the measurements were asked for and are good, PCR0 was among them, and it names an image: in debug mode
+    /// it is zero, whatever runs.
+    #[must_use]
+    pub fn is_image_pinned(&self) -> bool {
+        self.image_asked
+            && matches!(self.measurements, Some(Ok(_)))
+            && self.document().is_some_and(|document| !document.is_debug())
+    }
+
     /// Is the keyset the one that the document binds, and still valid?
     #[must_use]
     pub fn keyset(&self) -> Outcome {
         outcome(self.keyset.as_ref())
     }
 
+    /// What the keyset says, if the document that binds it is signed and the keyset itself is good.
+    #[must_use]
+    pub fn good_keyset(&self) -> Option<&Keyset> {
+        match (&self.signature, &self.keyset) {
+            (Some(Ok(_)), Some(Ok(keyset))) => Some(keyset),
+            _ => None,
+        }
+    }
+
     /// Whether nothing that was asked was answered with no. The signature is always asked for.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        let Self { document, signature, freshness, measurements, keyset } = self;
+        let Self { document, signature, freshness, measurements, keyset, image_asked: _ } = self;
         document.is_ok()
             && matches!(signature, Some(Ok(_)))
             && !matches!(freshness, Some(Err(_)))
@@ -142,7 +166,7 @@ impl Appraisal {
     /// # Errors
     /// The first answer that is no, or the first question that was not asked.
     pub fn into_verified(self) -> Result<(Verified, Keyset), AppraisalError> {
-        let Self { document, signature, freshness, measurements, keyset } = self;
+        let Self { document, signature, freshness, measurements, keyset, image_asked: _ } = self;
         let document = document?;
         let signature = signature.ok_or(AppraisalError::NotAsked("signature"))??;
         let fresh = freshness.ok_or(AppraisalError::NotAsked("freshness"))??;
@@ -192,18 +216,41 @@ pub enum KeysetError {
     /// Its time is over.
     #[error("the keyset's time is over since {} s", .0.as_secs())]
     Expired(Duration),
+    /// An older release than is accepted: perhaps one with a known fault, brought back by whoever runs the parent.
+    #[error("the enclave is of release {found}, accepted is {floor} and above")]
+    Release {
+        /// The keyset's.
+        found: u64,
+        /// The lowest that is accepted.
+        floor: u64,
+    },
 }
 
 /// As [`attestation::keyset::of_verified`], for documents whose other questions may be open.
-fn check_keyset(bytes: &[u8], document: &Document, now: UnixMillis) -> Result<Keyset, KeysetError> {
+fn check_keyset(
+    bytes: &[u8],
+    document: &Document,
+    now: UnixMillis,
+    min_release: Option<u64>,
+) -> Result<Keyset, KeysetError> {
     let keyset = Keyset::parse(bytes).map_err(|error| KeysetError::Malformed(error.to_string()))?;
     // Only a document for KMS has a public key, and such a document was not made for a client.
     if document.public_key().is_some() || document.user_data() != Some(keyset.digest().as_bytes().as_slice()) {
         return Err(KeysetError::Foreign);
     }
-    match now.seconds().saturating_sub(keyset.not_after) {
-        0 => Ok(keyset),
-        over => Err(KeysetError::Expired(Duration::from_secs(over))),
+    check_still_good(&keyset, now, min_release)?;
+    Ok(keyset)
+}
+
+/// A keyset's time and release.
+fn check_still_good(keyset: &Keyset, now: UnixMillis, min_release: Option<u64>) -> Result<(), KeysetError> {
+    let over = now.seconds().saturating_sub(keyset.not_after);
+    if over > 0 {
+        return Err(KeysetError::Expired(Duration::from_secs(over)));
+    }
+    match min_release {
+        Some(floor) if keyset.release < floor => Err(KeysetError::Release { found: keyset.release, floor }),
+        _ => Ok(()),
     }
 }
 
@@ -212,5 +259,43 @@ fn outcome<T, E: std::fmt::Display>(answer: Option<&Result<T, E>>) -> Outcome {
         None => Outcome::NotChecked,
         Some(Ok(_)) => Outcome::Good,
         Some(Err(error)) => Outcome::Failed(error.to_string()),
+    }
+}
+
+/// PCR0 measures the whole image. Every other register says something about an image, and nothing without it.
+pub(crate) const IMAGE: u8 = 0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keyset(release: u64) -> Keyset {
+        Keyset {
+            version: 1,
+            ohttp_key_configuration: None,
+            receipt_key: None,
+            models: BTreeMap::new(),
+            guardrails: None,
+            configuration: [7; 48],
+            release,
+            model_key_policy: None,
+            not_after: 1000,
+        }
+    }
+
+    #[test]
+    fn a_release_below_the_floor_is_refused_and_the_floor_itself_is_not() {
+        let at = UnixMillis(1_000_000);
+        let error = check_still_good(&keyset(4), at, Some(5)).unwrap_err();
+        assert!(matches!(error, KeysetError::Release { found: 4, floor: 5 }), "{error}");
+        for (release, floor) in [(5, Some(5)), (6, Some(5)), (0, None)] {
+            assert!(check_still_good(&keyset(release), at, floor).is_ok(), "{release} {floor:?}");
+        }
+    }
+
+    #[test]
+    fn a_new_release_does_not_outlive_its_time() {
+        let error = check_still_good(&keyset(9), UnixMillis(1_001_000), Some(5)).unwrap_err();
+        assert!(matches!(error, KeysetError::Expired(over) if over.as_secs() == 1), "{error}");
     }
 }

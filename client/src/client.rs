@@ -9,7 +9,7 @@ use sealing::writer::{MessageWriter, SealError, SealParameters};
 use sealing::{RandomError, SystemRandom};
 
 use crate::answer::{Answer, AnswerError, Expected, INFERENCE, Opener, PURPOSE, TENANT};
-use crate::appraisal::AppraisalError;
+use crate::appraisal::{AppraisalError, IMAGE};
 use crate::data_key::{DataKeyError, KmsKey};
 use crate::evidence::EvidenceError;
 use crate::live::{self, LiveError, Verification};
@@ -224,8 +224,10 @@ impl ClientBuilder {
         if !(1..=64).contains(&tenant.len()) || !tenant.bytes().all(plain) {
             return Err(BuildError::Tenant(tenant));
         }
-        if verification.as_ref().is_some_and(|verification| verification.pcrs.is_empty()) {
-            return Err(BuildError::NothingPinned);
+        if let Some(Verification { pcrs, .. }) = &verification
+            && !pcrs.contains_key(&IMAGE)
+        {
+            return Err(if pcrs.is_empty() { BuildError::NothingPinned } else { BuildError::ImageNotPinned });
         }
         let key = KmsKey::new(kms.ok_or(BuildError::Missing("KMS client"))?, key.ok_or(BuildError::Missing("key"))?);
         let transport = Transport::new(&url, deadlines, http2)?;
@@ -246,6 +248,10 @@ pub enum BuildError {
     /// A verification that would accept any code.
     #[error("a verification needs at least one PCR value: without one any enclave would do")]
     NothingPinned,
+    /// A verification that would accept any code whose other registers are right. An enclave extends PCR16 and up itself, to
+    /// whatever it likes, and PCR3 and PCR4 only name a role and an instance.
+    #[error("PCR0 is the image; without it no code is pinned: give PCR0 among the expected values")]
+    ImageNotPinned,
     /// The URL cannot be used.
     #[error(transparent)]
     Transport(#[from] TransportError),

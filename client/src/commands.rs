@@ -96,4 +96,4 @@ Results go to standard output, everything else to standard error.
 
 AWS settings are the usual ones: AWS_REGION, AWS_PROFILE, credentials from the environment, a
 profile, a container or an instance; AWS_ENDPOINT_URL_KMS and AWS_CA_BUNDLE for an endpoint of
-your own.";
+your own. AWS SSO and credential_process profiles are not supported.";

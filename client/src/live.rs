@@ -18,19 +18,22 @@ use crate::transport::{Transport, TransportError};
 pub struct Verification {
     /// The root to which the certificates must lead.
     pub anchor: TrustAnchor,
-    /// The PCR values that are accepted.
+    /// The PCR values that are accepted. A [`crate::Client`] demands PCR0 among them.
     pub pcrs: BTreeMap<u8, Vec<Pcr>>,
     /// How old the document may be: at most, and by default, 300 s.
     pub max_age: Duration,
     /// Accept an enclave in debug mode.
     pub danger_allow_debug: bool,
+    /// The lowest release that is accepted, as the verified keyset names it: against going back to an old image whose
+    /// measurements are still accepted.
+    pub min_release: Option<u64>,
 }
 
 impl Verification {
-    /// AWS's root, these PCR values, 300 s.
+    /// AWS's root, these PCR values, 300 s, any release.
     #[must_use]
     pub fn of(pcrs: BTreeMap<u8, Vec<Pcr>>) -> Self {
-        Self { anchor: TrustAnchor::aws(), pcrs, max_age: LIVE_MAX_AGE, danger_allow_debug: false }
+        Self { anchor: TrustAnchor::aws(), pcrs, max_age: LIVE_MAX_AGE, danger_allow_debug: false, min_release: None }
     }
 }
 
@@ -39,7 +42,7 @@ impl Verification {
 /// # Errors
 /// When no evidence could be had. That the evidence is not good is no error, but what the [`Appraisal`] says.
 pub async fn appraise(transport: &Transport, verification: &Verification) -> Result<Appraisal, LiveError> {
-    let Verification { anchor, pcrs, max_age, danger_allow_debug } = verification.clone();
+    let Verification { anchor, pcrs, max_age, danger_allow_debug, min_release } = verification.clone();
     let mut nonce = [0; NONCE];
     SystemRandom::new().fill(&mut nonce)?;
     let evidence = Evidence::read(&transport.attestation(&nonce).await?)?;
@@ -52,6 +55,7 @@ pub async fn appraise(transport: &Transport, verification: &Verification) -> Res
         pcrs,
         danger_allow_debug,
         keyset_required: true,
+        min_release,
     };
     Ok(Appraisal::of(&evidence, &demands))
 }

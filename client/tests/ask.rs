@@ -419,6 +419,24 @@ fn a_verification_without_a_measurement_is_a_usage_error() {
 }
 
 #[test]
+fn a_verification_that_does_not_pin_the_image_is_a_usage_error() {
+    let world = answering(|asked| Forged::to(asked).seal());
+    let (pcr1, pcr16) = (format!("1={}", "ab".repeat(48)), format!("16={}", "cd".repeat(48)));
+    let ran = run(&mut world.ask(&["--pcr", &pcr1, "--pcr", &pcr16, "a question"]));
+    assert_eq!((ran.code, world.posts()), (2, 0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("PCR0 is the image; without it no code is pinned"), "{}", ran.stderr);
+    assert_eq!(world.kms_calls.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_release_floor_without_a_measurement_is_a_usage_error() {
+    let world = answering(|asked| Forged::to(asked).seal());
+    let ran = run(&mut world.ask(&["--min-release", "3", "a question"]));
+    assert_eq!((ran.code, world.posts()), (2, 0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("give --pcr"), "{}", ran.stderr);
+}
+
+#[test]
 fn usage_errors_end_with_exit_code_2() {
     let world = answering(|asked| Forged::to(asked).seal());
     for arguments in

@@ -39,6 +39,11 @@ fn verify(path: &Path, arguments: &[&str]) -> (i32, Value) {
     (ran.code, serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{} {}", ran.stdout, ran.stderr)))
 }
 
+/// What the command tells a person.
+fn text(path: &Path, arguments: &[&str]) -> String {
+    run(subrosa().args(["verify", "--document", path.to_str().unwrap()]).args(arguments)).stdout
+}
+
 fn statuses(report: &Value) -> [String; 3] {
     ["signature", "freshness", "measurements"].map(|question| report[question]["status"].as_str().unwrap().to_owned())
 }
@@ -55,8 +60,18 @@ fn of_document(folder: &Path, entry: Value) -> Vec<Trial> {
             let (code, report) = verify(&path, &["--at", &at]);
             assert_eq!((code, statuses(&report)), (5, ["good", "not-checked", "failed"].map(str::to_owned)));
             assert!(report["measurements"]["error"].as_str().unwrap().contains("debug mode"));
+            assert_eq!(report["debug_mode"], true);
             let (code, report) = verify(&path, &["--at", &at, "--danger-allow-debug"]);
             assert_eq!((code, statuses(&report)), (0, ["good", "not-checked", "not-checked"].map(str::to_owned)));
+            assert_eq!(report["debug_mode"], true, "also where it is allowed");
+            // Zero is what every image has in debug mode: it pins none.
+            let zero = format!("0={}", "00".repeat(48));
+            let (code, report) = verify(&path, &["--at", &at, "--danger-allow-debug", "--pcr", &zero]);
+            assert_eq!((code, &report["measurements"]["image_pinned"]), (0, &json!(false)));
+            for allowed in [&["--danger-allow-debug"][..], &[]] {
+                let told = text(&path, &[&["--at", at.as_str()][..], allowed].concat());
+                assert!(told.contains("DEBUG MODE: the parent can read this enclave's memory"), "{told}");
+            }
         })],
         "reject:root" => vec![claim(format!("{file}: another root is refused unless it is given"), move || {
             let (code, report) = verify(&path, &["--at", &at]);
@@ -121,6 +136,28 @@ fn of_valid(file: String, path: PathBuf, at: String, entry: Value) -> Vec<Trial>
         assert!(["good", "failed"].contains(&earlier["signature"]["status"].as_str().unwrap()), "{day}");
         assert_eq!(verify(&checks, &["--at", "2021-01-01T00:00:00Z"]).1["signature"]["status"], "failed");
     });
+    let checks = path.clone();
+    let time = at.clone();
+    let registers = entry["pcrs_nonzero"].clone();
+    let image = claim(format!("{file}: measurements without PCR0 pin no image, and the verdict says so"), move || {
+        let pin = |index: &str| format!("{index}={}", registers[index].as_str().unwrap());
+        let pinned = |pins: &[&str]| {
+            let arguments: Vec<&str> =
+                ["--at", time.as_str()].into_iter().chain(pins.iter().flat_map(|pin| ["--pcr", *pin])).collect();
+            let (code, report) = verify(&checks, &arguments);
+            assert_eq!((code, &report["debug_mode"]), (0, &json!(false)));
+            let told = text(&checks, &arguments);
+            assert!(!told.contains("DEBUG"), "{told}");
+            (
+                report["measurements"]["status"].as_str().unwrap().to_owned(),
+                report["measurements"]["image_pinned"].as_bool().unwrap(),
+                told.contains("PCR0 was not among them: no image is pinned"),
+            )
+        };
+        assert_eq!(pinned(&[&pin("1")]), ("good".to_owned(), false, true));
+        assert_eq!(pinned(&[&pin("0"), &pin("1")]), ("good".to_owned(), true, false));
+        assert_eq!(pinned(&[]), ("not-checked".to_owned(), false, false));
+    });
     let forms = claim(format!("{file}: reads the same in every encoding"), move || {
         let bytes = std::fs::read(&path).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -136,5 +173,5 @@ fn of_valid(file: String, path: PathBuf, at: String, entry: Value) -> Vec<Trial>
         let (code, report) = verify(&copy, &["--at", &at]);
         assert_eq!((code, &report["keyset"]["status"]), (5, &json!("failed")));
     });
-    vec![good, wrong, outside, forms]
+    vec![good, wrong, outside, image, forms]
 }

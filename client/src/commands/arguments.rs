@@ -25,8 +25,8 @@ pub(crate) struct KeyArguments {
     #[arg(long, value_name = "ARN")]
     kms_key: Option<String>,
     /// A raw AES key of the Encryption SDK: NAMESPACE/NAME=HEX with 64 hex digits. NAMESPACE/NAME=@FILE reads the key
-    /// (hex or 32 bytes) from a file, NAMESPACE/NAME=$VARIABLE from the environment: arguments are seen by everyone who
-    /// may list processes.
+    /// (64 hex digits or 32 bytes) from a file, NAMESPACE/NAME=$VARIABLE (64 hex digits) from the environment: arguments
+    /// are seen by everyone who may list processes.
     #[arg(long, value_name = "NAMESPACE/NAME=HEX", value_parser = secret)]
     raw_aes: Option<Secret>,
 }
@@ -63,16 +63,18 @@ impl Secret {
         let (names, key) = self.0.rsplit_once('=').ok_or_else(form)?;
         let (namespace, name) = names.split_once('/').ok_or_else(form)?;
         let key = if let Some(path) = key.strip_prefix('@') {
-            decode(&Zeroizing::new(read_bounded(Path::new(path), MAX_KEY_FILE)?))
+            key_of_file(&Zeroizing::new(read_bounded(Path::new(path), MAX_KEY_FILE)?))
         } else if let Some(variable) = key.strip_prefix('$') {
             let value = Zeroizing::new(env::var(variable).map_err(|_| {
                 Failure::usage(format!("--raw-aes: the environment has no variable {variable} of plain text"))
             })?);
-            decode(value.as_bytes())
+            key_of_hex(value.as_bytes())
         } else {
-            decode(key.as_bytes())
+            key_of_hex(key.as_bytes())
         };
-        let key = key.ok_or_else(|| Failure::usage("--raw-aes: the key is not 64 hex digits (AES-256)"))?;
+        let key = key.ok_or_else(|| {
+            Failure::usage("--raw-aes: the key is not 64 hex digits (AES-256), nor 32 bytes in a file")
+        })?;
         Keyring::new(namespace, name, key).map_err(|error| Failure::usage(format!("--raw-aes: {error}")))
     }
 }
@@ -141,14 +143,21 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret(Zeroizing::new(text.to_owned())))
 }
 
-/// 32 bytes as they are, or in hex.
-fn decode(text: &[u8]) -> Option<WrappingKey> {
-    if text.len() == WrappingKey::LENGTH {
-        return WrappingKey::from_slice(text).ok();
-    }
+/// Exactly 64 hex digits. Text of 32 characters is never taken as 32 bytes: it is a passphrase, or half a key.
+fn key_of_hex(text: &[u8]) -> Option<WrappingKey> {
     let mut key = Zeroizing::new([0; WrappingKey::LENGTH]);
-    hex::decode_to_slice(text.trim_ascii(), &mut *key).ok()?;
+    hex::decode_to_slice(text, &mut *key).ok()?;
     Some(WrappingKey::from_bytes(*key))
+}
+
+/// A file's 32 bytes as they are, or 64 hex digits with or without an end of line.
+fn key_of_file(content: &[u8]) -> Option<WrappingKey> {
+    let text = content.trim_ascii();
+    // 32 hex digits are a key of 128 bits in hex; as bytes they would be an AES-256 key that has only those 128 bits.
+    if content.len() == WrappingKey::LENGTH && !text.iter().all(u8::is_ascii_hexdigit) {
+        return WrappingKey::from_slice(content).ok();
+    }
+    key_of_hex(text)
 }
 
 const MAX_KEY_FILE: u64 = 4096;

@@ -71,8 +71,8 @@ pub(crate) struct Ask {
     /// Only this enclave, by its module id, may act on the question.
     #[arg(long, value_name = "MODULE_ID")]
     enclave: Option<String>,
-    /// Verify the enclave before anything is sealed, and let only that one act on it. Needs --pcr or --measurements, which
-    /// imply it.
+    /// Verify the enclave before anything is sealed, and let only that one act on it. Needs --pcr or --measurements with
+    /// PCR0, which imply it.
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
@@ -80,6 +80,9 @@ pub(crate) struct Ask {
     /// With --verify: how old the attestation document may be, in seconds; at most 300.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     max_age: Option<Duration>,
+    /// With --verify: the lowest release of the enclave's image that is accepted.
+    #[arg(long, value_name = "N")]
+    min_release: Option<u64>,
     /// With --verify: trust this root instead of AWS's. For the simulator.
     #[arg(long, value_name = "FILE.pem")]
     danger_root: Option<PathBuf>,
@@ -151,7 +154,11 @@ impl Ask {
     fn verification(&self) -> Result<Option<Verification>, Failure> {
         let pcrs = join(self.measurements.read()?);
         if pcrs.is_empty() {
-            let asked = self.verify || self.danger_root.is_some() || self.max_age.is_some() || self.danger_allow_debug;
+            let asked = self.verify
+                || self.danger_root.is_some()
+                || self.max_age.is_some()
+                || self.min_release.is_some()
+                || self.danger_allow_debug;
             let what = "give --pcr or --measurements: without an expected measurement any enclave would do";
             return if asked { Err(Failure::usage(what)) } else { Ok(None) };
         }
@@ -160,6 +167,7 @@ impl Ask {
             anchor: anchor(self.danger_root.as_deref())?,
             max_age: self.max_age.unwrap_or(usual.max_age),
             danger_allow_debug: self.danger_allow_debug,
+            min_release: self.min_release,
             ..usual
         }))
     }
@@ -254,6 +262,7 @@ Examples:
 The key policy decides which code may open the question; --pcr or --measurements check it here as well, before
 anything is sent. Each piece that is printed is authentic; only exit code 0 says that the answer is whole.
 SUBROSA_URL, SUBROSA_KMS_KEY and SUBROSA_TENANT stand for the options of these names.
+AWS SSO and credential_process profiles are not supported; otherwise AWS settings are the usual ones.
 
 Exit code 3: the parent or KMS cannot be reached; 4: refused (by the parent: its word only; by KMS; or by the enclave,
 inside a sealed answer); 5: the enclave is not the expected one, nothing was sent; 1: anything else, such as an answer

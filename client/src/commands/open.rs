@@ -77,4 +77,5 @@ Examples:
 
 To standard output each frame is written as soon as it is authenticated. It is PROVISIONAL: only exit code 0 says that
 the message was whole, unchanged to its end and, for 0578, signed. Use -o wherever that matters.
-Unframed messages of older SDKs are opened up to 64 MiB. Exit code 1: not a good message; 4: KMS refused; 3: KMS away.";
+Unframed messages of older SDKs are opened up to 64 MiB. Exit code 1: not a good message; 4: KMS refused; 3: KMS away.
+AWS SSO and credential_process profiles are not supported; otherwise AWS settings are the usual ones.";

@@ -132,4 +132,5 @@ Examples:
   subrosa seal --kms-key ARN --context subrosa:purpose=model-pack --context subrosa:model=subrosa-intake \\
       --context subrosa:version=1 pack.tar -o subrosa-intake
 
-Whoever opens it should demand the context that they expect: `subrosa open --context KEY=VALUE`.";
+Whoever opens it should demand the context that they expect: `subrosa open --context KEY=VALUE`.
+AWS SSO and credential_process profiles are not supported; otherwise AWS settings are the usual ones.";

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use attestation::Pcr;
 use attestation::chain::TrustAnchor;
-use attestation::document::UnixMillis;
+use attestation::document::{Document, UnixMillis};
+use attestation::keyset::Keyset;
 use clap::Args;
 use serde_json::{Value, json};
 use subrosa_client::appraisal::{Appraisal, Demands, Outcome};
@@ -40,6 +41,9 @@ pub(crate) struct Verify {
     max_age: Option<Duration>,
     #[command(flatten)]
     measurements: MeasurementArguments,
+    /// The lowest release of the enclave's image that is accepted, as its keyset names it.
+    #[arg(long, value_name = "N", conflicts_with = "document")]
+    min_release: Option<u64>,
     /// The nonce that the document must carry.
     #[arg(long, value_name = "HEX", value_parser = nonce, conflicts_with = "url")]
     nonce: Option<Nonce>,
@@ -59,14 +63,27 @@ pub(crate) struct Verify {
 
 impl Verify {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        let Self { document, url, at, max_age, measurements, nonce, danger_root, danger_allow_debug, timeout, json } =
-            self;
+        let Self {
+            document,
+            url,
+            at,
+            max_age,
+            measurements,
+            min_release,
+            nonce,
+            danger_root,
+            danger_allow_debug,
+            timeout,
+            json,
+        } = self;
         let anchor = anchor(danger_root.as_deref())?;
         let pcrs = join(measurements.read()?);
+        let image_left_out = !pcrs.is_empty() && !pcrs.contains_key(&0);
         let appraisal = match (url, document) {
             (Some(url), _) => {
                 let max_age = max_age.unwrap_or(attestation::freshness::LIVE_MAX_AGE);
-                let verification = Verification { anchor: anchor.clone(), pcrs, max_age, danger_allow_debug };
+                let verification =
+                    Verification { anchor: anchor.clone(), pcrs, max_age, danger_allow_debug, min_release };
                 live(&url, &verification, timeout).await?
             }
             (None, Some(path)) => {
@@ -81,12 +98,13 @@ impl Verify {
                     pcrs,
                     danger_allow_debug,
                     keyset_required: false,
+                    min_release: None,
                 };
                 Appraisal::of(&evidence, &demands)
             }
             (None, None) => return Err(Failure::usage("give --document or --url")),
         };
-        let report = Report::of(&appraisal, &anchor);
+        let report = Report::of(&appraisal, &anchor, image_left_out);
         print(&if json { report.json().to_string() } else { report.text() })?;
         if appraisal.is_good() {
             return Ok(());
@@ -113,6 +131,11 @@ struct Report {
     freshness: Outcome,
     measurements: Outcome,
     keyset: Outcome,
+    image_pinned: bool,
+    /// PCRs were given, and PCR0 was not among them.
+    image_left_out: bool,
+    debug_mode: Option<bool>,
+    keyset_content: Option<Keyset>,
     anchor: String,
     aws_root: bool,
     timestamp: Option<String>,
@@ -121,7 +144,7 @@ struct Report {
 }
 
 impl Report {
-    fn of(appraisal: &Appraisal, anchor: &TrustAnchor) -> Self {
+    fn of(appraisal: &Appraisal, anchor: &TrustAnchor, image_left_out: bool) -> Self {
         let document = appraisal.document();
         Self {
             is_good: appraisal.is_good(),
@@ -129,6 +152,10 @@ impl Report {
             freshness: appraisal.freshness(),
             measurements: appraisal.measurements(),
             keyset: appraisal.keyset(),
+            image_pinned: appraisal.is_image_pinned(),
+            image_left_out,
+            debug_mode: document.map(Document::is_debug),
+            keyset_content: appraisal.good_keyset().cloned(),
             anchor: hex::encode(anchor.sha256()),
             aws_root: anchor.is_aws(),
             timestamp: document.map(|document| rfc3339(document.timestamp())),
@@ -155,6 +182,7 @@ impl Report {
             "aws_root": self.aws_root,
             "timestamp": self.timestamp,
             "module_id": self.module_id,
+            "debug_mode": self.debug_mode,
             "pcrs": pcrs,
         });
         if let Some(members) = report.as_object_mut() {
@@ -167,11 +195,25 @@ impl Report {
                 members.insert(name.to_owned(), json!({"status": status, "error": error}));
             }
         }
+        if let Some(measurements) = report["measurements"].as_object_mut() {
+            measurements.insert("image_pinned".to_owned(), self.image_pinned.into());
+        }
+        if let (Some(keyset), Some(members)) = (&self.keyset_content, report["keyset"].as_object_mut()) {
+            let models: serde_json::Map<String, Value> =
+                keyset.models.iter().map(|(name, digest)| (name.clone(), hex::encode(digest).into())).collect();
+            members.insert("release".to_owned(), keyset.release.into());
+            members.insert("models".to_owned(), models.into());
+            members.insert("configuration".to_owned(), hex::encode(keyset.configuration).into());
+            members.insert("not_after".to_owned(), keyset.not_after.into());
+        }
         report
     }
 
     fn text(&self) -> String {
         let mut lines = vec![format!("verdict:      {}", if self.is_good { "good" } else { "FAILED" })];
+        if self.debug_mode == Some(true) {
+            lines.push("DEBUG MODE: the parent can read this enclave's memory".to_owned());
+        }
         for (name, outcome) in self.questions() {
             let (label, how, todo) = words(name);
             lines.push(match outcome {
@@ -179,7 +221,11 @@ impl Report {
                 Outcome::NotChecked => format!("{label} not checked ({how})"),
                 Outcome::Failed(error) => format!("{label} FAILED: {error}\n              {todo}"),
             });
+            if name == "measurements" && self.image_left_out {
+                lines.push("              PCR0 was not among them: no image is pinned".to_owned());
+            }
         }
+        lines.extend(self.keyset_content.iter().flat_map(keyset_lines));
         let whose =
             if self.aws_root { "AWS Nitro Enclaves" } else { "NOT AWS: this proves nothing about real hardware" };
         lines.push(format!("trust anchor: {} ({whose})", self.anchor));
@@ -190,6 +236,17 @@ impl Report {
         }
         lines.join("\n")
     }
+}
+
+/// What a good keyset says. The names are an enclave's own words: they must not steer the terminal.
+fn keyset_lines(keyset: &Keyset) -> Vec<String> {
+    let until = UnixMillis(keyset.not_after.saturating_mul(1000));
+    let mut lines = vec![format!("              release {}, not after {}", keyset.release, rfc3339(until))];
+    for (name, digest) in &keyset.models {
+        lines.push(format!("              model {} {}", name.escape_debug(), hex::encode(digest)));
+    }
+    lines.push(format!("              configuration {}", hex::encode(keyset.configuration)));
+    lines
 }
 
 /// Label, how to ask the question, what to do when the answer is no.
@@ -245,6 +302,7 @@ Three questions, three answers; what was not asked for is reported as not checke
   signature     did a Nitro hypervisor sign this, under AWS's root?         always asked
   freshness     is it recent (--max-age), and made for me (--nonce)?        a future timestamp always fails
   measurements  is it the code I want (--pcr, --measurements)?              debug mode always fails
+                PCR0 is the image: without it among them no code is pinned (image_pinned in the JSON)
 
 Examples:
   subrosa verify --url https://inference.example.org --measurements eif.json
