@@ -84,7 +84,7 @@ async fn stale_and_replayed_documents(stack: &Stack) -> io::Result<()> {
         let output = subrosa(stack, &arguments)?.output().await?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
-        let reason = text.lines().find(|line| line.contains("failed")).unwrap_or(&text).trim().to_owned();
+        let reason = text.lines().skip(1).find(|line| line.contains("FAILED")).unwrap_or(&text).trim().to_owned();
         refusal(
             what,
             output.status.code() == Some(5),
