@@ -195,10 +195,12 @@ impl Report {
                 members.insert(name.to_owned(), json!({"status": status, "error": error}));
             }
         }
-        if let Some(measurements) = report["measurements"].as_object_mut() {
+        if let Some(measurements) = report.get_mut("measurements").and_then(Value::as_object_mut) {
             measurements.insert("image_pinned".to_owned(), self.image_pinned.into());
         }
-        if let (Some(keyset), Some(members)) = (&self.keyset_content, report["keyset"].as_object_mut()) {
+        if let (Some(keyset), Some(members)) =
+            (&self.keyset_content, report.get_mut("keyset").and_then(Value::as_object_mut))
+        {
             let models: serde_json::Map<String, Value> =
                 keyset.models.iter().map(|(name, digest)| (name.clone(), hex::encode(digest).into())).collect();
             members.insert("release".to_owned(), keyset.release.into());
