@@ -81,3 +81,53 @@ async fn nothing_from_outside_reaches_public_key_or_user_data() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_verifies_a_live_enclave_and_holds_the_release_floor() {
+    let stack = stack().await;
+    let (url, root) = (stack.url(), stack.attestation_root().display().to_string());
+    let pcr0 = format!("0={}", hex::encode(stack.measured.pcrs[&0]));
+    let other = format!("0={}", "11".repeat(48));
+    let cases: [(&[&str], i32); 5] = [
+        (&["--danger-root", &root, "--pcr", &pcr0, "--min-release", "1"], 0),
+        (&["--danger-root", &root, "--pcr", &pcr0, "--min-release", "99"], 5),
+        (&["--danger-root", &root, "--pcr", &other], 5),
+        (&["--pcr", &pcr0], 5),
+        (&["--pcr", "0=00"], 2),
+    ];
+    for (arguments, exit) in cases {
+        let output = tokio::process::Command::new(tests::programs::path("subrosa").unwrap())
+            .args(["verify", "--json", "--url", &url])
+            .args(arguments)
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        if exit != 2 {
+            let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(verdict["verdict"], if exit == 0 { "good" } else { "failed" }, "{arguments:?}");
+        }
+        if exit == 0 {
+            let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+            assert_eq!(verdict["keyset"]["release"], 1);
+            assert_eq!(verdict["measurements"]["image_pinned"], true);
+            assert_eq!((&verdict["aws_root"], &verdict["debug_mode"]), (&Value::Bool(false), &Value::Bool(false)));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_pins_an_image_seals_nothing_for_another() {
+    let stack = stack().await;
+    let root = std::fs::read(stack.attestation_root()).unwrap();
+    let verification = |pcr0: attestation::Pcr| subrosa_client::live::Verification {
+        anchor: TrustAnchor::danger_from_pem(&root).unwrap(),
+        ..subrosa_client::live::Verification::of(BTreeMap::from([(0, vec![pcr0])]))
+    };
+    stack.kms.journal().clear();
+    let other = stack.client().verification(verification([0x11; 48])).build().unwrap();
+    assert!(other.ask(crate::question()).await.is_err());
+    assert!(stack.kms.journal().of("GenerateDataKey").is_empty(), "not even a data key was made");
+    let right = stack.client().verification(verification(stack.measured.pcrs[&0])).build().unwrap();
+    crate::text(right.ask(crate::question()).await.unwrap()).await.unwrap();
+}
