@@ -60,7 +60,7 @@ async fn an_answer_swapped_for_another_or_for_the_request_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tampered_or_truncated_answer_is_refused() {
     let stack = stack().await;
-    let tricks: [(&str, Change); 5] = [
+    let tricks: [(&str, Change); 8] = [
         ("a changed frame", |mut answer| {
             let middle = answer.len() / 2;
             answer[middle] ^= 1;
@@ -78,6 +78,19 @@ async fn a_tampered_or_truncated_answer_is_refused() {
             answer.pop();
             answer
         }),
+        ("two frames in the other order", |answer| {
+            let at = first_frame(&answer);
+            [&answer[..at], &answer[at + FRAME..at + 2 * FRAME], &answer[at..at + FRAME], &answer[at + 2 * FRAME..]]
+                .concat()
+        }),
+        ("a frame twice", |answer| {
+            let at = first_frame(&answer);
+            [&answer[..at + FRAME], &answer[at..]].concat()
+        }),
+        ("a frame left out", |answer| {
+            let at = first_frame(&answer);
+            [&answer[..at], &answer[at + FRAME..]].concat()
+        }),
         ("a byte appended", |mut answer| {
             answer.push(0);
             answer
@@ -92,4 +105,19 @@ async fn a_tampered_or_truncated_answer_is_refused() {
             assert_eq!(error.is_incomplete(), what.starts_with("cut"), "{what}: {error}");
         }
     }
+}
+
+/// A frame of a streamed answer: sequence number, IV, 512 bytes, tag.
+const FRAME: usize = 4 + 12 + 512 + 16;
+
+/// Where the first frame begins.
+fn first_frame(answer: &[u8]) -> usize {
+    use sealing::message::Limits;
+    use sealing::reader::{HeaderReader, Progress};
+    let mut rest = answer;
+    let Progress::Done(header) = HeaderReader::new(Limits::answer()).push(&mut rest).unwrap() else {
+        panic!("a whole header")
+    };
+    assert_eq!(header.frame_length(), 512);
+    answer.len() - rest.len()
 }
