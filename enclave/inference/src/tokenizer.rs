@@ -118,9 +118,8 @@ impl Tokenizer {
         // Some converters write the marks of a chat as user-defined tokens, which are found in any text, a user's too.
         let template = header.optional_text("tokenizer.chat_template")?.unwrap_or_default();
         for (text, kind) in texts.iter().zip(&mut kinds) {
-            let is_mark = END_TEXTS.contains(&text.as_ref())
-                || (*kind == Kind::UserDefined && text.len() > 1 && template.contains(text.as_ref()));
-            if is_mark {
+            let is_mark = text.len() > 1 && (END_TEXTS.contains(&text.as_ref()) || template.contains(text.as_ref()));
+            if is_mark && *kind == Kind::UserDefined {
                 *kind = Kind::Control;
             }
         }
