@@ -17,12 +17,16 @@ pub fn run(area: &str, make: impl FnOnce(&Path) -> Vec<Trial>) -> ExitCode {
     let arguments = Arguments::from_args();
     let listed = listed(area);
     let Some(folder) = folder() else {
-        println!("NOT RUN: {} third-party vectors (set SUBROSA_VECTORS; sources and hashes in tests/VECTORS.md)", listed.len());
+        println!(
+            "NOT RUN: {} third-party vectors (set SUBROSA_VECTORS; sources and hashes in tests/VECTORS.md)",
+            listed.len()
+        );
         let in_ci = env::var_os("CI").is_some_and(|value| value == "true");
         let trials = listed
             .into_iter()
             .map(|(file, _)| {
-                Trial::test(file, || Err("the folder of third-party vectors is missing".into())).with_ignored_flag(!in_ci)
+                Trial::test(file, || Err("the folder of third-party vectors is missing".into()))
+                    .with_ignored_flag(!in_ci)
             })
             .collect();
         return libtest_mimic::run(&arguments, trials).exit_code();
