@@ -45,16 +45,17 @@ pub(crate) fn run() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return Failure::new(Exit::Other, format!("the runtime cannot be started: {error}")).report(),
     };
-    let result = runtime.block_on(unless_interrupted(async {
+    let result = runtime.block_on(async {
         match command {
+            // It watches for signals itself: it has last words of its own.
             Command::Ask(ask) => ask.run().await,
-            Command::Verify(verify) => verify.run().await,
-            Command::Seal(seal) => seal.run().await,
-            Command::Open(open) => open.run().await,
+            Command::Verify(verify) => unless_interrupted(verify.run()).await,
+            Command::Seal(seal) => unless_interrupted(seal.run()).await,
+            Command::Open(open) => unless_interrupted(open.run()).await,
             Command::Policy(policy) => policy.run(),
-            Command::Pack(pack) => pack.run().await,
+            Command::Pack(pack) => unless_interrupted(pack.run()).await,
         }
-    }));
+    });
     // A thread that still waits for standard input must not keep an interrupted command alive.
     runtime.shutdown_background();
     match result {
@@ -66,7 +67,7 @@ pub(crate) fn run() -> ExitCode {
 /// Runs `work` until it ends, or until somebody ends it: then nothing half-made stays behind.
 async fn unless_interrupted(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     tokio::select! {
-        // The command first: it may have last words of its own.
+        // What has ended is not interrupted any more.
         biased;
         result = work => result,
         failure = interrupted() => {
