@@ -77,17 +77,19 @@ async fn unless_interrupted(work: impl Future<Output = Result<(), Failure>>) -> 
     }
 }
 
-/// Waits for Ctrl-C or SIGTERM.
-async fn interrupted() -> Failure {
-    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    let (Ok(mut interrupt), Ok(mut terminate)) = (interrupt, terminate) else {
-        return Failure::new(Exit::Other, "signals cannot be watched");
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+/// Watches for Ctrl-C and SIGTERM from this call on, not only from the first poll, and waits for one.
+fn interrupted() -> impl Future<Output = Failure> {
+    let watched = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        let (Ok(mut interrupt), Ok(mut terminate)) = watched else {
+            return Failure::new(Exit::Other, "signals cannot be watched");
+        };
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        Failure::interrupted()
     }
-    Failure::interrupted()
 }
 
 const HELP: &str = "\
