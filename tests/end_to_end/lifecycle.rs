@@ -127,3 +127,25 @@ async fn a_stopping_parent_lets_answers_end_and_takes_no_more() {
     answer.finish().await.expect("what was under way comes to its end");
     assert!(stack.parent.ended(Duration::from_secs(30)).await.unwrap().success());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_who_upload_slowly_keep_nobody_out() {
+    use tokio::io::AsyncWriteExt;
+    let mut options = Options::new().unwrap();
+    options.limits = serde_json::json!({"concurrent_requests": 2});
+    let stack = Stack::start(options).await.unwrap();
+    // Six uploads that have begun and go no further, at a service that works on two requests at once.
+    let mut strangers = Vec::new();
+    for _ in 0..6 {
+        let mut stranger =
+            tokio::net::TcpStream::connect(stack.direct_url().trim_start_matches("http://")).await.unwrap();
+        let head = "POST /v1/sealed HTTP/1.1\r\nHost: parent\r\nContent-Type: application/vnd.aws-encryption-sdk\r\nContent-Length: 9000\r\n\r\n";
+        stranger.write_all(head.as_bytes()).await.unwrap();
+        // As much of a header as is never whole: format version 2, suite 0x0478, a message id, a context that goes on.
+        let begun = [&[2, 0x04, 0x78][..], &[7; 32], &[0x1f, 0xff], &[0; 2000]].concat();
+        stranger.write_all(&begun).await.unwrap();
+        strangers.push(stranger);
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    ask(&stack).await.expect("a customer is served meanwhile");
+}

@@ -57,14 +57,7 @@ pub(super) fn read(service: &Service, opened: &Opened) -> Order {
 fn task(service: &Service, opened: &Opened, request: &Request<'_>) -> Result<Task, InnerError> {
     let now = service.replays().advance(service.clock.unix_seconds());
     let expires = request.expires();
-    if expires <= now {
-        return Err(InnerError::Expired);
-    }
-    // Measured from when the header was authenticated, not from now: the id is remembered that long, and a body that drips
-    // in must not make room for a replay after it is forgotten.
-    if expires > opened.admitted.until() {
-        return Err(InnerError::InvalidRequest("Subrosa-Expires lies more than 900 seconds ahead"));
-    }
+    is_live(expires, now, opened.admitted.until())?;
     opened.admitted.expires(expires);
     if request.enclave().is_some_and(|enclave| enclave != service.module_id) {
         return Err(InnerError::WrongEnclave);
@@ -78,6 +71,20 @@ fn task(service: &Service, opened: &Opened, request: &Request<'_>) -> Result<Tas
         }
         _ => Err(InnerError::InvalidRequest("expected POST /v1/chat/completions or GET /v1/models")),
     }
+}
+
+/// docs/PROTOCOL.md, section 5: "at most 900 ahead of the moment at which the enclave authenticated the header".
+///
+/// `remembered_until` is measured from that moment, as `now` is not: a body that drips in must not make room for a request
+/// that lives on when its id is forgotten, and could be replayed then.
+fn is_live(expires: u64, now: u64, remembered_until: u64) -> Result<(), InnerError> {
+    if expires <= now {
+        return Err(InnerError::Expired);
+    }
+    if expires > remembered_until {
+        return Err(InnerError::InvalidRequest("Subrosa-Expires lies more than 900 seconds ahead"));
+    }
+    Ok(())
 }
 
 /// The errors of a request that is open (docs/PROTOCOL.md, section 8). Their texts are fixed: nothing of a prompt is in
@@ -137,5 +144,27 @@ impl InnerError {
             Self::Internal => "internal",
             Self::Timeout => "timeout",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_would_outlive_its_place_in_the_replay_set_is_refused() {
+        let header_at = 1_000;
+        let until = header_at + 900;
+        // Two minutes of dripping later 900 seconds ahead of now is 120 past what is remembered.
+        let now = header_at + 120;
+        assert!(matches!(is_live(now + 900, now, until), Err(InnerError::InvalidRequest(_))));
+        assert!(matches!(is_live(until + 1, now, until), Err(InnerError::InvalidRequest(_))));
+        assert_eq!(is_live(until, now, until), Ok(()));
+    }
+
+    #[test]
+    fn a_request_ends_with_the_second_it_names() {
+        assert_eq!(is_live(1_000, 1_000, 1_900), Err(InnerError::Expired));
+        assert_eq!(is_live(1_001, 1_000, 1_900), Ok(()));
     }
 }
