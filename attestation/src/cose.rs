@@ -43,6 +43,18 @@ impl<'a> Sign1<'a> {
     }
 }
 
+/// The payload of a message under whatever algorithm, for a reader that believes the channel and not the signature.
+pub(crate) fn unsigned_payload(bytes: &[u8]) -> Result<&[u8], CoseError> {
+    let rest = bytes.strip_prefix(&[ARRAY_OF_FOUR]).ok_or(CoseError::NotSign1)?;
+    let mut reader = Reader::new(rest);
+    reader.bytes(MAX_PROTECTED)?;
+    reader.map(0)?;
+    let payload = reader.bytes(MAX_PAYLOAD)?;
+    reader.bytes(SIGNATURE_LENGTH)?;
+    reader.end()?;
+    Ok(payload)
+}
+
 /// Verifies `signature` over a payload with an uncompressed P-384 point (`04 || x || y`).
 pub fn verify(point: &[u8], payload: &[u8], signature: &[u8]) -> Result<(), BadSignature> {
     UnparsedPublicKey::new(ALGORITHM, point).verify(&to_be_signed(payload), signature).map_err(|_| BadSignature)
@@ -51,9 +63,15 @@ pub fn verify(point: &[u8], payload: &[u8], signature: &[u8]) -> Result<(), BadS
 /// The `Sig_structure` of RFC 9052, section 4.4: `["Signature1", protected, external_aad = h'', payload]`.
 #[must_use]
 pub fn to_be_signed(payload: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(SIG_STRUCTURE_HEAD.len() + PROTECTED.len() + 10 + payload.len());
+    sig_structure(&PROTECTED_HEADER, payload)
+}
+
+/// The same for another protected header, given without the head of its byte string.
+pub(crate) fn sig_structure(protected: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(SIG_STRUCTURE_HEAD.len() + protected.len() + 20 + payload.len());
     bytes.extend_from_slice(SIG_STRUCTURE_HEAD);
-    bytes.extend_from_slice(&PROTECTED);
+    push_bytes_head(&mut bytes, protected.len());
+    bytes.extend_from_slice(protected);
     bytes.push(EMPTY_BYTES);
     push_bytes_head(&mut bytes, payload.len());
     bytes.extend_from_slice(payload);
@@ -115,11 +133,15 @@ pub const MAX_PAYLOAD: usize = 16_384;
 /// A document in all: the payload, and some 112 bytes around it.
 pub const MAX_DOCUMENT: usize = MAX_PAYLOAD + 256;
 
+/// One entry, whose key and value have at most nine bytes each.
+const MAX_PROTECTED: usize = 19;
 const TAG_SIGN1: u8 = 0xd2;
 const ARRAY_OF_FOUR: u8 = 0x84;
 const EMPTY_MAP: u8 = 0xa0;
 const EMPTY_BYTES: u8 = 0x40;
-/// A byte string with `{1: -35}`: algorithm ES384 (RFC 9053, section 2.1).
+/// `{1: -35}`: algorithm ES384 (RFC 9053, section 2.1).
+const PROTECTED_HEADER: [u8; 4] = [0xa1, 0x01, 0x38, 0x22];
+/// The same as a byte string.
 const PROTECTED: [u8; 5] = [0x44, 0xa1, 0x01, 0x38, 0x22];
 const SIG_STRUCTURE_HEAD: &[u8] = b"\x84\x6aSignature1";
 

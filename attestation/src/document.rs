@@ -10,7 +10,7 @@ use ring::digest::{SHA384, digest};
 
 use crate::Pcr;
 use crate::cbor::{CborError, MapLength, Reader};
-use crate::cose::{CoseError, MAX_DOCUMENT, SIGNATURE_LENGTH, Sign1};
+use crate::cose::{self, CoseError, MAX_DOCUMENT, SIGNATURE_LENGTH, Sign1};
 
 /// An attestation document of a Nitro enclave. Its shape is right; that it is genuine is [`crate::chain`]'s question.
 #[derive(Clone, Debug)]
@@ -70,7 +70,7 @@ impl Document {
     /// The enclave runs in debug mode: none of PCR0, PCR1 and PCR2 holds a measurement. PCR3 and PCR4 keep theirs.
     #[must_use]
     pub fn is_debug(&self) -> bool {
-        (0..=2).all(|index| self.fields.pcrs.get(&index).is_none_or(|pcr| *pcr == [0; 48]))
+        self.fields.is_debug()
     }
 
     /// What the enclave put there. Absent and empty are different values.
@@ -120,7 +120,53 @@ impl Document {
     }
 }
 
+/// What a document of one's *own* module says, whoever signed it.
+///
+/// An enclave is no relying party of its own documents: KMS and clients verify them, the enclave asks its module for the
+/// time, its name and its registers over a device that is the hypervisor's. So a module that cannot sign (an emulated one,
+/// whose documents nobody else accepts) is read as well. There is no way from here to [`crate::chain`] or [`crate::Verified`].
+#[derive(Clone, Debug)]
+pub struct OwnDocument(Fields);
+
+impl OwnDocument {
+    /// Parses the bytes that our own module returned: strict as [`Document::parse`] in every field, but under any algorithm.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ParseError> {
+        if bytes.len() > MAX_DOCUMENT {
+            return Err(ParseError::TooLarge { found: bytes.len() });
+        }
+        Fields::parse(cose::unsigned_payload(bytes)?).map(Self)
+    }
+
+    /// As [`Document::module_id`].
+    #[must_use]
+    pub fn module_id(&self) -> &str {
+        &self.0.module_id
+    }
+
+    /// As [`Document::timestamp`].
+    #[must_use]
+    pub fn timestamp(&self) -> UnixMillis {
+        self.0.timestamp
+    }
+
+    /// As [`Document::pcrs`].
+    #[must_use]
+    pub fn pcrs(&self) -> &BTreeMap<u8, Pcr> {
+        &self.0.pcrs
+    }
+
+    /// As [`Document::is_debug`].
+    #[must_use]
+    pub fn is_debug(&self) -> bool {
+        self.0.is_debug()
+    }
+}
+
 impl Fields {
+    fn is_debug(&self) -> bool {
+        (0..=2).all(|index| self.pcrs.get(&index).is_none_or(|pcr| *pcr == [0; 48]))
+    }
+
     fn parse(payload: &[u8]) -> Result<Self, ParseError> {
         let mut reader = Reader::new(payload);
         let length = reader.document_map(FIELD_COUNT)?;

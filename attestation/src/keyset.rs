@@ -250,7 +250,7 @@ const MAX_KEYSET: usize = 65_536;
 const MAX_NAME: usize = 32;
 const MAX_KEY: usize = 8192;
 const MAX_MODELS: usize = 64;
-const MAX_TEXT: usize = 256;
+const MAX_TEXT: usize = 8192;
 
 #[cfg(test)]
 mod tests {

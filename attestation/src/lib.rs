@@ -12,14 +12,18 @@
 //! bytes, trust anchor and time are arguments. Before the first question stands [`document::Document::parse`], which
 //! accepts exactly the form that the hardware writes.
 //!
+//! Where the code that one wants is at hand as a file, [`image`] computes its measurements.
+//!
 //! The other side of the table is here too, because both sides must agree on it: [`nsm`] is how an enclave asks for
 //! a document, [`keyset`] is what the document's `user_data` binds.
 
 pub mod cbor;
+pub mod certificate;
 pub mod chain;
 pub mod cose;
 pub mod document;
 pub mod freshness;
+pub mod image;
 pub mod keyset;
 pub mod measurement;
 pub mod nsm;

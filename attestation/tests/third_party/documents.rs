@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use attestation::chain::{SignatureError, TrustAnchor, verify_signature};
 use attestation::cose::{self, CoseError};
+use attestation::document::OwnDocument;
 use attestation::measurement::{self, Expected, MeasurementError};
 use attestation::{Document, ParseError, UnixMillis};
 use libtest_mimic::{Failed, Trial};
@@ -39,9 +40,14 @@ pub(crate) fn trials(folder: &Path) -> Vec<Trial> {
             other => panic!("{file}: unknown expectation {other}"),
         }
     }
-    let qemu = hex::decode(String::from_utf8(read("attestation/qemu-unsigned.hex")).unwrap().trim()).unwrap();
+    let read_hex = |file: &str| hex::decode(String::from_utf8(read(file)).unwrap().trim()).unwrap();
+    let qemu = read_hex("attestation/qemu-unsigned.hex");
     trials.push(trial("attestation/qemu-unsigned.hex", "is refused", move || {
         same(Document::parse(&qemu).err(), Some(ParseError::Cose(CoseError::Protected)))
+    }));
+    let qemu = read_hex("attestation/qemu-unsigned.hex");
+    trials.push(trial("attestation/qemu-unsigned.hex", "is read by its own enclave, up to its name", move || {
+        same(OwnDocument::parse(&qemu).err(), Some(ParseError::ModuleId("hello".to_owned())))
     }));
     let file = "attestation/espresso-sig_structure-2025-06-indef.tbs.bin";
     let signed = read(file);
