@@ -113,7 +113,7 @@ impl Condition {
         }
     }
 
-    fn holds_when_absent(&self) -> bool {
+    pub(crate) fn holds_when_absent(&self) -> bool {
         if self.operator.if_exists {
             return true;
         }
@@ -130,7 +130,7 @@ impl Condition {
     }
 
     /// Whether one value of the request passes: it matches some value of the policy, or none of them if the comparison is negated.
-    fn passes(&self, value: &str) -> bool {
+    pub(crate) fn passes(&self, value: &str) -> bool {
         self.values.iter().any(|wanted| self.operator.comparison.positive_match(wanted, value))
             != self.operator.comparison.is_negated()
     }
@@ -191,6 +191,12 @@ impl ConditionKey {
                 context.filter(|(name, _)| name.to_ascii_lowercase() == *key).map(|(_, value)| value.clone()).collect()
             }
             Self::EncryptionContextKeys => request.encryption_context.keys().cloned().collect(),
+            // IAM reference, "aws:PrincipalArn", "aws:PrincipalAccount": not in the context of a call by a service principal.
+            Self::CallerAccount | Self::PrincipalAccount | Self::PrincipalArn
+                if request.caller.service_name().is_some() =>
+            {
+                Vec::new()
+            }
             Self::CallerAccount | Self::PrincipalAccount => vec![request.caller.account().to_owned()],
             Self::ViaService => one(&request.via_service),
             Self::GranteePrincipal => one(&request.grantee_principal),
@@ -238,7 +244,7 @@ impl fmt::Display for Operator {
 }
 
 impl Comparison {
-    fn is_negated(self) -> bool {
+    pub(crate) fn is_negated(self) -> bool {
         use Comparison::*;
         matches!(
             self,

@@ -47,7 +47,7 @@ pub fn evaluate(policy: &Policy, request: &Request) -> Decision {
 }
 
 impl Statement {
-    fn applies_to(&self, request: &Request) -> bool {
+    pub(crate) fn applies_to(&self, request: &Request) -> bool {
         let Self { sid: _, effect, principals, actions, resources, conditions } = self;
         principals.iter().any(|principal| principal.matches(request, *effect))
             && actions.contain(&request.action)
@@ -57,7 +57,7 @@ impl Statement {
 }
 
 impl Principal {
-    fn matches(&self, request: &Request, effect: Effect) -> bool {
+    pub(crate) fn matches(&self, request: &Request, effect: Effect) -> bool {
         match self.names(&request.caller) {
             None => false,
             Some(_) if effect == Effect::Deny => true,
@@ -72,7 +72,7 @@ impl Principal {
             Self::Account { account, .. } if caller.account() != account => None,
             Self::Account { .. } => Some(if caller.is_account_root() { Named::Itself } else { Named::ByAccount }),
             Self::Arn(arn) => (arn == caller.arn() || arn == caller.principal_arn()).then_some(Named::Itself),
-            Self::Service(_) => None,
+            Self::Service(name) => (caller.service_name() == Some(name)).then_some(Named::Itself),
         }
     }
 }
@@ -84,7 +84,7 @@ enum Named {
 }
 
 impl Actions {
-    fn contain(&self, action: &str) -> bool {
+    pub(crate) fn contain(&self, action: &str) -> bool {
         match self {
             Self::Only(patterns) => patterns.iter().any(|pattern| pattern.matches(action)),
             Self::AllBut(patterns) => !patterns.iter().any(|pattern| pattern.matches(action)),
@@ -93,7 +93,7 @@ impl Actions {
 }
 
 impl Resources {
-    fn contain(&self, key: &KeyArn) -> bool {
+    pub(crate) fn contain(&self, key: &KeyArn) -> bool {
         let named = |patterns: &[String]| patterns.iter().any(|p| p == "*" || pattern::arn_matches(p, key.as_str()));
         match self {
             Self::Only(patterns) => named(patterns),

@@ -1,7 +1,7 @@
 //! KMS key policies: templates as data, renderer and evaluator.
 //!
 //! Three people use this crate. A customer renders the policy of their key from a template ([`templates`]); an auditor reads a policy
-//! and asks what it allows ([`Policy::parse`], [`evaluate`]); the simulated KMS decides every call by the same [`evaluate`].
+//! and asks what it allows ([`Policy::parse`], [`evaluate`]), or who comes to plaintext by it ([`exposure`]); the simulated KMS decides every call by the same [`evaluate`].
 //!
 //! What is understood is understood as AWS documents it. What is not understood (a condition key, an operator, a policy variable,
 //! `NotPrincipal`) is refused when the policy is read: an evaluator that skips what it does not know would answer wrongly.
@@ -10,8 +10,10 @@
 //! policies. What the caller's own IAM policies say is an input ([`Request::iam_allows`]).
 
 pub mod arn;
+pub mod attested_key;
 mod condition;
 mod evaluate;
+pub mod exposure;
 mod json;
 mod parse;
 mod pattern;

@@ -144,7 +144,7 @@ impl Policy {
     }
 }
 
-fn statement(value: Json, index: usize) -> Result<Statement, ParseError> {
+pub(crate) fn statement(value: Json, index: usize) -> Result<Statement, ParseError> {
     let mut members = Members::of(value, &format!("statement {index}"))?;
     let sid = members.optional("Sid").map(Part::text).transpose()?;
     if let Some(sid) = &sid {
@@ -198,7 +198,7 @@ fn principals(part: Part) -> Result<Vec<Principal>, ParseError> {
     if all.is_empty() { Err(ParseError::Empty(part.place)) } else { Ok(all) }
 }
 
-fn aws_principal(text: String, place: &str) -> Result<Principal, ParseError> {
+pub(crate) fn aws_principal(text: String, place: &str) -> Result<Principal, ParseError> {
     let error = |reason: String| ParseError::Principal { place: place.to_owned(), principal: text.clone(), reason };
     if text == "*" {
         return Ok(Principal::Anyone);
@@ -218,7 +218,7 @@ fn aws_principal(text: String, place: &str) -> Result<Principal, ParseError> {
     }
 }
 
-fn service_principal(text: String, place: &str) -> Result<Principal, ParseError> {
+pub(crate) fn service_principal(text: String, place: &str) -> Result<Principal, ParseError> {
     let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-';
     if text.contains('.') && text.bytes().all(legal) {
         return Ok(Principal::Service(text));
@@ -230,47 +230,56 @@ fn service_principal(text: String, place: &str) -> Result<Principal, ParseError>
     })
 }
 
-fn action(text: String, place: &str) -> Result<ActionPattern, ParseError> {
+pub(crate) fn action(text: String, place: &str) -> Result<ActionPattern, ParseError> {
     ActionPattern::parse(&text).ok_or_else(|| ParseError::Action { place: place.to_owned(), action: text })
 }
 
-fn resource(text: String, place: &str) -> Result<String, ParseError> {
+pub(crate) fn resource(text: String, place: &str) -> Result<String, ParseError> {
     let is_arn = text.starts_with("arn:") && text.splitn(6, ':').count() == 6 && !text.contains("${");
     if text == "*" || is_arn { Ok(text) } else { Err(ParseError::Resource { place: place.to_owned(), resource: text }) }
 }
 
 fn conditions(part: Part) -> Result<Vec<Condition>, ParseError> {
     let mut all = Vec::new();
-    for (operator_name, block) in Members::of(part.value, &part.place)?.all {
-        let place = format!("{}.{operator_name}", part.place);
-        let error = |condition: &str, reason| ParseError::Condition {
-            place: place.clone(),
-            condition: condition.to_owned(),
-            reason,
-        };
-        let operator =
-            Operator::parse(&operator_name).ok_or_else(|| error(&operator_name, "this operator is not understood"))?;
+    for (operator, block) in Members::of(part.value, &part.place)?.all {
+        let place = format!("{}.{operator}", part.place);
         let block = Members::of(block, &place)?.all;
         if block.is_empty() {
             return Err(ParseError::Empty(place));
         }
-        for (key_name, values) in block {
-            let key = ConditionKey::parse(&key_name)
-                .ok_or_else(|| error(&key_name, "this condition key is not understood"))?;
-            if key.is_multivalued() && operator.quantifier.is_none() && operator.comparison != Comparison::Null {
-                return Err(error(&key_name, "this key has many values: it needs ForAllValues: or ForAnyValue:"));
-            }
-            let values = Part { value: values, place: format!("{place}.{key_name}") }.list_of_scalars()?;
-            if values.iter().any(|value| value.contains("${")) {
-                return Err(error(&key_name, "policy variables are not understood"));
-            }
-            if !values.iter().all(|value| operator.comparison.accepts(value)) {
-                return Err(error(&key_name, "a value is not of the operator's type"));
-            }
-            all.push(Condition { operator, key, key_name, values });
+        for (key, values) in block {
+            all.push(condition(&operator, key, values, &place)?);
         }
     }
     Ok(all)
+}
+
+/// One line of a condition: `operator: { key: values }`.
+pub(crate) fn condition(
+    operator_name: &str,
+    key_name: String,
+    values: Json,
+    place: &str,
+) -> Result<Condition, ParseError> {
+    let error = |condition: &str, reason| ParseError::Condition {
+        place: place.to_owned(),
+        condition: condition.to_owned(),
+        reason,
+    };
+    let operator =
+        Operator::parse(operator_name).ok_or_else(|| error(operator_name, "this operator is not understood"))?;
+    let key = ConditionKey::parse(&key_name).ok_or_else(|| error(&key_name, "this condition key is not understood"))?;
+    if key.is_multivalued() && operator.quantifier.is_none() && operator.comparison != Comparison::Null {
+        return Err(error(&key_name, "this key has many values: it needs ForAllValues: or ForAnyValue:"));
+    }
+    let values = Part { value: values, place: format!("{place}.{key_name}") }.list_of_scalars()?;
+    if values.iter().any(|value| value.contains("${")) {
+        return Err(error(&key_name, "policy variables are not understood"));
+    }
+    if !values.iter().all(|value| operator.comparison.accepts(value)) {
+        return Err(error(&key_name, "a value is not of the operator's type"));
+    }
+    Ok(Condition { operator, key, key_name, values })
 }
 
 /// A value and where it stands.

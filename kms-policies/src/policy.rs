@@ -52,7 +52,7 @@ pub enum Principal {
     },
     /// A role, a user or a role session, by its ARN.
     Arn(String),
-    /// An AWS service; no caller of this model is one, so it never matches.
+    /// An AWS service that calls for itself.
     Service(String),
 }
 
@@ -98,7 +98,7 @@ impl Policy {
 }
 
 impl Statement {
-    fn to_value(&self) -> Value {
+    pub(crate) fn to_value(&self) -> Value {
         // Whole destructuring: a new field must find its place in the text.
         let Self { sid, effect, principals, actions, resources, conditions } = self;
         let mut out = Map::new();

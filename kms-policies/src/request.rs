@@ -12,6 +12,7 @@ pub struct Caller {
     principal_arn: String,
     account: String,
     is_account_root: bool,
+    service: Option<String>,
 }
 
 impl Caller {
@@ -29,6 +30,7 @@ impl Caller {
             principal_arn,
             account: parts.account.to_owned(),
             is_account_root: parts.service == "iam" && parts.resource == "root",
+            service: None,
         };
         match parts.service {
             "iam" if parts.resource == "root" => Ok(caller(arn.to_owned())),
@@ -57,7 +59,19 @@ impl Caller {
             principal_arn: role_arn.to_owned(),
             account: parts.account.to_owned(),
             is_account_root: false,
+            service: None,
         })
+    }
+
+    /// An AWS service that calls for itself (`logs.us-east-1.amazonaws.com`). It has neither account nor ARN.
+    pub fn service(name: &str) -> Self {
+        Self {
+            arn: name.to_owned(),
+            principal_arn: String::new(),
+            account: String::new(),
+            is_account_root: false,
+            service: Some(name.to_owned()),
+        }
     }
 
     /// The caller's own ARN, as KMS prints it in errors: the session's, for a role.
@@ -73,6 +87,11 @@ impl Caller {
     /// The caller's account.
     pub fn account(&self) -> &str {
         &self.account
+    }
+
+    /// The name of the service, if the caller is one.
+    pub fn service_name(&self) -> Option<&str> {
+        self.service.as_deref()
     }
 
     /// Whether the caller is the root user of its account.

@@ -12,7 +12,10 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::arn::{ArnError, check_role_or_user};
+use crate::condition::{Comparison, Condition, ConditionKey, Operator};
 use crate::parse::{MAX_POLICY_BYTES, ParseError};
+use crate::pattern::ActionPattern;
+use crate::policy::{Actions, Effect, Principal, Resources, Statement};
 use crate::{Pcr, Policy};
 
 /// The template of a customer's key, as data.
@@ -46,8 +49,8 @@ pub struct ModelPackRoles {
 
 /// Which code may have the key: for each register the values that are good, any one of which will do.
 ///
-/// Several images are several values in each list. (The lists are independent: PCR0 covers the whole image, so that no mixture of
-/// PCR0 to 2 exists; but image A with the configuration of image B does.)
+/// Several images are several values in each list. The lists are independent. That mixes nothing of PCR0 to 2, because PCR0 covers the
+/// whole image; but image A with the configuration of image B does exist, and [`bind_pairs`] shuts it out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Measurements {
     /// PCR0, PCR1 and PCR2 are required. PCR17 (the configuration) and, for a customer's key, PCR16 (the model packs) are optional.
@@ -136,6 +139,67 @@ pub fn model_pack_key(
     values.render(MODEL_PACK_KEY)
 }
 
+/// Adds a `Deny` for each image that may run only with its own models (PCR16) and its own configuration (PCR17), where they differ
+/// between images: values that are listed for each register by itself would accept every mixture.
+pub fn bind_pairs(policy: Policy, images: &[BTreeMap<u8, Pcr>]) -> Result<Policy, RenderError> {
+    let Policy { id, mut statements } = policy;
+    let is_attested = |statement: &&Statement| {
+        let is_register = |condition: &Condition| matches!(condition.key, ConditionKey::RecipientPcr(_));
+        statement.effect == Effect::Allow && statement.conditions.iter().any(is_register)
+    };
+    // What attested code may do by this policy.
+    let mut actions = vec!["kms:Decrypt", "kms:GenerateDataKey"];
+    actions.retain(|action| statements.iter().filter(is_attested).any(|statement| statement.actions.contain(action)));
+    for index in [16, 17] {
+        // For each image, by its PCR0, what may stand in the register.
+        let mut own: BTreeMap<Pcr, BTreeSet<Pcr>> = BTreeMap::new();
+        for image in images {
+            if let (Some(digest), Some(value)) = (image.get(&0), image.get(&index)) {
+                own.entry(*digest).or_default().insert(*value);
+            }
+        }
+        let distinct: BTreeSet<&BTreeSet<Pcr>> = own.values().collect();
+        if distinct.len() < 2 {
+            continue;
+        }
+        for (n, values) in distinct.into_iter().enumerate() {
+            let digests = own.iter().filter(|(_, theirs)| *theirs == values).map(|(digest, _)| hex::encode(digest));
+            statements.push(Statement {
+                sid: Some(format!("Images{}OnlyWithTheirPcr{index}", n + 1)),
+                effect: Effect::Deny,
+                principals: vec![Principal::Anyone],
+                actions: Actions::Only(actions.iter().filter_map(|action| ActionPattern::parse(action)).collect()),
+                resources: Resources::Only(vec!["*".into()]),
+                conditions: vec![
+                    compared(Comparison::StringEqualsIgnoreCase, "kms:RecipientAttestation:PCR0", digests.collect())?,
+                    compared(
+                        Comparison::StringNotEqualsIgnoreCase,
+                        &format!("kms:RecipientAttestation:PCR{index}"),
+                        values.iter().map(hex::encode).collect(),
+                    )?,
+                ],
+            });
+        }
+    }
+    fitting(Policy { id, statements })
+}
+
+/// A line of a condition.
+pub(crate) fn compared(comparison: Comparison, key: &str, values: Vec<String>) -> Result<Condition, RenderError> {
+    Ok(Condition {
+        operator: Operator { quantifier: None, comparison, if_exists: false },
+        key: ConditionKey::parse(key).ok_or_else(|| RenderError::Template(format!("no condition key {key:?}")))?,
+        key_name: key.to_owned(),
+        values,
+    })
+}
+
+/// The policy, if KMS takes one of its length; read back by the strict parser.
+pub(crate) fn fitting(policy: Policy) -> Result<Policy, RenderError> {
+    let text = policy.to_json();
+    if text.len() > MAX_POLICY_BYTES { Err(RenderError::TooLong(text.len())) } else { Ok(Policy::parse(&text)?) }
+}
+
 /// What the placeholders stand for.
 #[derive(Default)]
 struct Values(BTreeMap<String, Vec<String>>);
@@ -215,11 +279,7 @@ impl Values {
         if text.len() > MAX_POLICY_BYTES {
             return Err(RenderError::TooLong(text.len()));
         }
-        let policy = Policy::parse(&text)?;
-        match policy.to_json().len() {
-            pretty if pretty > MAX_POLICY_BYTES => Err(RenderError::TooLong(pretty)),
-            _ => Ok(policy),
-        }
+        fitting(Policy::parse(&text)?)
     }
 
     fn fill(&self, value: Value) -> Result<Filled, RenderError> {

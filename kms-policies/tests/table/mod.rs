@@ -277,7 +277,7 @@ pub fn check_defence_in_depth(effects: &[(String, Vec<World>)], stated: &[(&str,
 
 /// Every statement deleted; in each, every line of the condition deleted, every value deleted or exchanged, every action deleted or
 /// exchanged, the principal narrowed or widened, the resource exchanged.
-fn damaged(policy: &Value) -> Vec<(String, Value)> {
+pub fn damaged(policy: &Value) -> Vec<(String, Value)> {
     let mut all = Vec::new();
     let statements = policy["Statement"].as_array().unwrap();
     for (i, statement) in statements.iter().enumerate() {
