@@ -22,12 +22,12 @@
 //! # Ok(()) }
 //! ```
 
-pub mod gguf;
+/// The reader of a model's header, which the client plans by as well.
+pub use model_header::gguf;
 
 mod generate;
 mod llama;
 mod model;
-mod plan;
 mod sample;
 mod stream;
 mod template;
@@ -35,11 +35,11 @@ mod threads;
 mod tokenizer;
 
 pub use generate::{Cancel, FinishReason, Finished, GenerateError, Token};
-pub use llama::{ConfigError, WeightsError};
+pub use llama::WeightsError;
 pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };
-pub use plan::{Plan, PlanError};
+pub use model_header::{ConfigError, Plan, PlanError};
 pub use sample::{MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE, Sampling, SamplingError};
 pub use template::{Problem, TemplateError};
 pub use threads::{BLOCK_THREADS_VARIABLE, ThreadsError};

@@ -2,7 +2,6 @@
 
 mod attention;
 mod cache;
-mod config;
 mod forward;
 mod linear;
 mod math;
@@ -10,12 +9,10 @@ mod rope;
 mod weights;
 
 pub(crate) use cache::KvCache;
-pub(crate) use config::Config;
-pub use config::ConfigError;
 pub(crate) use forward::ForwardError;
+use model_header::Config;
 use weights::Weights;
 pub use weights::WeightsError;
-pub(crate) use weights::{parameters, resident_bytes};
 
 use crate::gguf::Header;
 

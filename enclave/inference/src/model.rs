@@ -1,11 +1,12 @@
 //! A loaded model: tokenizer, chat template and weights.
 
+use model_header::{Config, ConfigError, DENSE_PARAMETERS};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::generate::Cancel;
 use crate::gguf::{GgufError, Header};
-use crate::llama::{Config, ConfigError, ForwardError, KvCache, Llama, WeightsError};
+use crate::llama::{ForwardError, KvCache, Llama, WeightsError};
 use crate::template::{Rendering, Template, TemplateError};
 use crate::threads::{Threads, ThreadsError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -33,7 +34,7 @@ pub struct LoadOptions {
 impl Default for LoadOptions {
     /// One thread per core, f32 for models of up to 32 Mi weights (128 MiB).
     fn default() -> Self {
-        Self { threads: 0, dense_parameters: 32 << 20 }
+        Self { threads: 0, dense_parameters: DENSE_PARAMETERS }
     }
 }
 

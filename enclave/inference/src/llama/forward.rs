@@ -1,5 +1,6 @@
 //! From tokens to logits.
 
+use model_header::PROMPT_CHUNK;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -40,7 +41,7 @@ impl Llama {
             return Err(ForwardError::Engine);
         }
         let mut last = Zeroizing::new(Vec::new());
-        for chunk in tokens.chunks(CHUNK) {
+        for chunk in tokens.chunks(PROMPT_CHUNK) {
             last = self.chunk(chunk, cache, cancel)?;
         }
         let last = last.rchunks_exact(self.config.width).next().ok_or(ForwardError::Engine)?;
@@ -85,7 +86,3 @@ fn feed_forward(layer: &Layer, normed: &[f32]) -> Result<Zeroizing<Vec<f32>>, Fo
     swiglu(&mut gate, &up);
     Ok(Zeroizing::new(layer.down.forward(&gate)?))
 }
-
-/// Tokens of a prompt that are worked off together: enough for matrix products to be efficient, few enough that
-/// activations stay small and a cancelled request ends soon.
-const CHUNK: usize = 128;

@@ -5,11 +5,12 @@ use std::borrow::Cow;
 
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Storage, Tensor};
+use model_header::Form;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
 use rayon::slice::ParallelSlice;
 
 use super::math::dot;
-use crate::gguf::TensorInfo;
+use crate::gguf::{TensorInfo, TensorType};
 
 /// Weights of shape (outputs, inputs).
 pub(super) struct Linear {
@@ -23,35 +24,6 @@ enum Weights {
     Dense(Tensor),
     /// Blocks as in the file: activations are rounded to 8 bits too, on the threads of candle's pool.
     Blocks(QTensor),
-}
-
-/// Whether the weights of a model are computed with as f32 or as blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
-    Dense,
-    Blocks,
-}
-
-impl Form {
-    /// `dense`: the model is small enough (see [`LoadOptions::dense_parameters`](crate::LoadOptions)).
-    pub(super) fn choose(info: &TensorInfo, dense: bool) -> Self {
-        match info.kind {
-            _ if dense || info.shape.len() < 2 => Self::Dense,
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Self::Dense,
-            _ => Self::Blocks,
-        }
-    }
-
-    /// Bytes that weights of `info` take in memory, at most: candle keeps blocks as they are and, for some formats,
-    /// a copy in the order that its kernels like, which takes up to 10 bits per weight.
-    pub(super) fn resident_bytes(self, info: &TensorInfo) -> usize {
-        let elements = info.elements();
-        match (self, info.kind) {
-            (Self::Dense, _) => elements * size_of::<f32>(),
-            (Self::Blocks, GgmlDType::Q8_0 | GgmlDType::Q4K | GgmlDType::Q6K) => info.bytes + elements / 4 * 5,
-            (Self::Blocks, _) => info.bytes,
-        }
-    }
 }
 
 impl Linear {
@@ -126,8 +98,27 @@ pub(super) fn vector(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<Vec
 fn blocks(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<QTensor> {
     let mut copy = Vec::new();
     let bytes = aligned(bytes, &mut copy);
-    let storage = QStorage::Cpu(info.kind.from_data(Cow::Borrowed(bytes)));
+    let storage = QStorage::Cpu(candle_type(info.kind).from_data(Cow::Borrowed(bytes)));
     QTensor::new(storage, info.shape.as_slice())
+}
+
+/// The same format, as candle calls it.
+fn candle_type(kind: TensorType) -> GgmlDType {
+    match kind {
+        TensorType::F32 => GgmlDType::F32,
+        TensorType::F16 => GgmlDType::F16,
+        TensorType::Bf16 => GgmlDType::BF16,
+        TensorType::Q4_0 => GgmlDType::Q4_0,
+        TensorType::Q4_1 => GgmlDType::Q4_1,
+        TensorType::Q5_0 => GgmlDType::Q5_0,
+        TensorType::Q5_1 => GgmlDType::Q5_1,
+        TensorType::Q8_0 => GgmlDType::Q8_0,
+        TensorType::Q2K => GgmlDType::Q2K,
+        TensorType::Q3K => GgmlDType::Q3K,
+        TensorType::Q4K => GgmlDType::Q4K,
+        TensorType::Q5K => GgmlDType::Q5K,
+        TensorType::Q6K => GgmlDType::Q6K,
+    }
 }
 
 /// candle asserts that bytes are aligned to what they hold; a caller's buffer need not be.
@@ -152,3 +143,16 @@ const PARALLEL_FROM: usize = 1 << 22;
 const ROWS_TOGETHER: usize = 64;
 /// The strictest of candle's block types holds f32.
 const BLOCK_ALIGNMENT: usize = align_of::<f32>();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_as_large_as_candle_has_it() {
+        for kind in TensorType::ALL {
+            let candle = candle_type(kind);
+            assert_eq!((kind.block_size(), kind.block_bytes()), (candle.block_size(), candle.type_size()), "{kind:?}");
+        }
+    }
+}

@@ -3,14 +3,7 @@
 //! This is llama.cpp's `LLAMA_ROPE_TYPE_NORM`, "rope of type 0", which GGUF files of architecture `llama` expect
 //! (their converters permute the weights of Hugging Face models, which pair i with i + n/2).
 
-/// How frequencies are stretched over a longer context.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Positions are divided by this factor.
-    Linear(f64),
-}
+use model_header::RopeScaling;
 
 /// The angular frequency of each pair of a head.
 pub(super) struct Rope {

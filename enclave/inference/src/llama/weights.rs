@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use model_header::{Config, Form};
 use thiserror::Error;
 
-use super::Config;
-use super::linear::{self, Form, Linear};
+use super::linear::{self, Linear};
 use super::rope::Rope;
 use crate::gguf::{GgufError, Header, TensorInfo};
 
@@ -74,7 +74,7 @@ impl Weights {
         file: &[u8],
         dense_parameters: usize,
     ) -> Result<Self, WeightsError> {
-        let dense = parameters(header) <= dense_parameters as u64;
+        let dense = header.parameters() <= dense_parameters as u64;
         let mut loader = Loader { header, file, dense, seen: BTreeSet::new() };
         let (width, query, key_value) = (config.width, config.query_width(), config.kv_width());
         let embedding = loader.matrix("token_embd.weight", config.vocabulary, width)?;
@@ -118,18 +118,6 @@ impl Weights {
         };
         self.layers.iter().any(of_layer) || self.output.as_ref().unwrap_or(&self.embedding).is_blocks()
     }
-}
-
-/// Bytes of memory that the weights of a file will take, at most.
-pub(crate) fn resident_bytes(header: &Header<'_>, dense_parameters: usize) -> usize {
-    let dense = parameters(header) <= dense_parameters as u64;
-    let bytes = header.tensors().map(|(_, info)| Form::choose(info, dense).resident_bytes(info));
-    bytes.fold(0, usize::saturating_add)
-}
-
-/// Number of weights in a file.
-pub(crate) fn parameters(header: &Header<'_>) -> u64 {
-    header.tensors().map(|(_, info)| info.elements() as u64).fold(0, u64::saturating_add)
 }
 
 struct Loader<'a> {

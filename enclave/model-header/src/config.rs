@@ -2,23 +2,42 @@
 
 use thiserror::Error;
 
-use super::rope::RopeScaling;
 use crate::gguf::{GgufError, Header};
 
 /// The shape of a model.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Config {
-    pub(crate) vocabulary: usize,
-    pub(crate) context_length: usize,
-    pub(crate) width: usize,
-    pub(crate) layers: usize,
-    pub(crate) feed_forward: usize,
-    pub(crate) heads: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_width: usize,
-    pub(crate) rms_epsilon: f32,
-    pub(crate) rope_base: f64,
-    pub(crate) rope_scaling: RopeScaling,
+pub struct Config {
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+    /// Most tokens of a sequence.
+    pub context_length: usize,
+    /// Width of the hidden state.
+    pub width: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Width between the two halves of a feed-forward block.
+    pub feed_forward: usize,
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values: a divisor of `heads`.
+    pub kv_heads: usize,
+    /// Width of a head: an even number.
+    pub head_width: usize,
+    /// Added to the mean square of a norm.
+    pub rms_epsilon: f32,
+    /// Base of the rotary frequencies.
+    pub rope_base: f64,
+    /// How those are stretched over a longer context.
+    pub rope_scaling: RopeScaling,
+}
+
+/// How frequencies are stretched over a longer context.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// Positions are divided by this factor.
+    Linear(f64),
 }
 
 /// Why the hyperparameters of a file are refused.
@@ -46,7 +65,11 @@ pub enum ConfigError {
 }
 
 impl Config {
-    pub(crate) fn read(header: &Header<'_>) -> Result<Self, ConfigError> {
+    /// Reads the hyperparameters.
+    ///
+    /// # Errors
+    /// One that is missing or malformed, or that the engine does not compute with.
+    pub fn read(header: &Header<'_>) -> Result<Self, ConfigError> {
         let architecture = header.text("general.architecture")?;
         if architecture != "llama" {
             return Err(ConfigError::Architecture(architecture.to_owned()));
@@ -92,17 +115,20 @@ impl Config {
     }
 
     /// Width of the keys, and of the values, of all heads together.
-    pub(crate) fn kv_width(&self) -> usize {
+    #[must_use]
+    pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_width
     }
 
     /// Width of the queries of all heads together.
-    pub(crate) fn query_width(&self) -> usize {
+    #[must_use]
+    pub fn query_width(&self) -> usize {
         self.heads * self.head_width
     }
 
     /// Bytes that one position takes in the KV cache.
-    pub(crate) fn kv_bytes_per_token(&self) -> usize {
+    #[must_use]
+    pub fn kv_bytes_per_token(&self) -> usize {
         2 * self.layers * self.kv_width() * size_of::<f32>()
     }
 }

@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::quantized::GgmlDType;
 use thiserror::Error;
 
 mod cursor;
+mod tensor_type;
 mod value;
 
 use cursor::Cursor;
+pub use tensor_type::TensorType;
 pub use value::{Array, Value};
 
 /// The header of a GGUF file: metadata, and where the tensors lie.
@@ -28,7 +29,7 @@ pub struct TensorInfo {
     /// Dimensions, slowest first: a weight matrix is (outputs, inputs).
     pub shape: Vec<usize>,
     /// Block format of the elements.
-    pub kind: GgmlDType,
+    pub kind: TensorType,
     /// Offset of the first byte within the tensor data.
     pub offset: usize,
     /// Length in bytes.
@@ -259,6 +260,13 @@ impl<'a> Header<'a> {
         self.tensors.get(name)
     }
 
+    /// Bytes of the file up to the end of its last tensor: no more of it is ever read.
+    #[must_use]
+    pub fn file_bytes(&self) -> usize {
+        let ends = self.tensors.values().map(|info| info.offset.saturating_add(info.bytes));
+        self.data_offset.saturating_add(ends.max().unwrap_or(0))
+    }
+
     /// The bytes of the tensor `info` in `file`, the file that this header was read from.
     ///
     /// # Errors
@@ -284,7 +292,8 @@ impl TensorInfo {
         // In the file the fastest dimension comes first.
         shape.reverse();
         let number = cursor.u32()?;
-        let kind = kind(number).ok_or_else(|| GgufError::TensorType { tensor: name.to_owned(), kind: number })?;
+        let kind = TensorType::from_number(number)
+            .ok_or_else(|| GgufError::TensorType { tensor: name.to_owned(), kind: number })?;
         let offset = cursor.u64()?;
 
         let elements = shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size));
@@ -292,7 +301,7 @@ impl TensorInfo {
         if !shape.last().is_some_and(|fastest| fastest.is_multiple_of(kind.block_size())) {
             return Err(shape_error());
         }
-        let bytes = (elements / kind.block_size()).checked_mul(kind.type_size()).ok_or_else(shape_error)?;
+        let bytes = (elements / kind.block_size()).checked_mul(kind.block_bytes()).ok_or_else(shape_error)?;
         let offset = usize::try_from(offset)
             .ok()
             .filter(|offset| offset.is_multiple_of(alignment))
@@ -328,26 +337,6 @@ fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<usize, GgufError> {
 
 fn unexpected(key: &str, expected: &'static str) -> GgufError {
     GgufError::Unexpected { key: key.to_owned(), expected }
-}
-
-/// `enum ggml_type` of ggml.h, as far as candle computes with it (Q8_1 and Q8_K hold activations, never weights).
-fn kind(number: u32) -> Option<GgmlDType> {
-    Some(match number {
-        0 => GgmlDType::F32,
-        1 => GgmlDType::F16,
-        2 => GgmlDType::Q4_0,
-        3 => GgmlDType::Q4_1,
-        6 => GgmlDType::Q5_0,
-        7 => GgmlDType::Q5_1,
-        8 => GgmlDType::Q8_0,
-        10 => GgmlDType::Q2K,
-        11 => GgmlDType::Q3K,
-        12 => GgmlDType::Q4K,
-        13 => GgmlDType::Q5K,
-        14 => GgmlDType::Q6K,
-        30 => GgmlDType::BF16,
-        _ => return None,
-    })
 }
 
 const MAGIC: &[u8] = b"GGUF";

@@ -1,0 +1,93 @@
+//! What loading and answering really take, against the plan. Each model is measured in a process of its own: a peak is a
+//! process's, and what an allocator keeps of an earlier model would hide part of the next.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub,
+    reason = "in a test, the first thing that is wrong ends it"
+)]
+
+#[path = "making/mod.rs"]
+mod making;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::Command;
+
+use candle_core::quantized::GgmlDType;
+use inference::{Cancel, LoadOptions, Model, Plan, Sampling};
+use making::{Shape, random_model};
+
+/// Bytes: `VmRSS` or `VmHWM` of proc(5).
+fn resident(field: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("proc(5) has it");
+    line.trim_start_matches(':').split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// Loads and answers in this process, and holds both against the plan.
+fn measure(file: &Path, prompt: usize) {
+    let file = std::fs::read(file).unwrap();
+    let plan = Plan::from_header(&file).unwrap();
+    assert_eq!(plan.file_bytes, file.len());
+    let options = LoadOptions { threads: 2, ..LoadOptions::default() };
+    // proc(5), clear_refs: "5: reset the peak resident set size to the process's current value".
+    std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+    let before = resident("VmRSS");
+    let model = Model::load(&file, &options).unwrap();
+    let peak = resident("VmHWM") - before;
+    let most = (plan.weights_bytes + plan.loading_bytes) as u64;
+    println!("load: peak {peak}, planned {most}");
+    assert!(peak <= most + SLACK, "loading took {peak} bytes; the plan says {most}");
+
+    let prompt: Vec<u32> = (0..prompt as u32).map(|index| index % 250 + 4).collect();
+    let prompt = model.prompt_of_tokens(&prompt).unwrap();
+    let tokens = prompt.len() + 8;
+    let receive = &mut |_: inference::Token<'_>| ControlFlow::Continue(());
+    model.generate(&prompt, &Sampling::greedy(), 8, &Cancel::new(), receive).unwrap();
+    // The first products order the weights anew, which the plan counts as weights.
+    let peak = resident("VmHWM") - before;
+    let kv = (tokens * plan.kv_bytes_per_token) as u64;
+    let most = plan.weights_bytes as u64 + kv + plan.activations.bytes(1, tokens, 2);
+    println!(
+        "answer: peak {peak}, planned {most}, of it {} for weights and {kv} for keys and values",
+        plan.weights_bytes
+    );
+    assert!(peak <= most + SLACK, "weights and an answer took {peak} bytes; the plan says {most}");
+    assert!(most <= 2 * peak, "the plan asks for {most} bytes, where {peak} were taken");
+}
+
+#[test]
+#[ignore = "one model in a process of its own, started by the test below"]
+fn of_one_model() {
+    let argument = |name| std::env::var(name).expect("the other test says which");
+    measure(Path::new(&argument("FOOTPRINT_FILE")), argument("FOOTPRINT_PROMPT").parse().unwrap());
+}
+
+#[test]
+fn loading_and_answering_take_what_the_plan_says_and_no_more() {
+    let wide = Shape { vocabulary: 900, context: 4096, feed_forward: 2048, ..Shape::TINY };
+    let folder = tempfile::tempdir().unwrap();
+    for (name, shape, prompt) in
+        [("dense", wide, 3000), ("blocks", Shape { kind: GgmlDType::Q8_0, layers: 10, width: 512, ..wide }, 600)]
+    {
+        let path = folder.path().join(name);
+        std::fs::write(&path, random_model(&shape, 1).to_bytes()).unwrap();
+        let measured = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "of_one_model", "--ignored", "--nocapture"])
+            .env("FOOTPRINT_FILE", &path)
+            .env("FOOTPRINT_PROMPT", prompt.to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&measured.stdout);
+        println!("{name}: {said}");
+        assert!(measured.status.success() && said.contains("1 passed"), "{name}: {said}");
+    }
+}
+
+/// What the allocator, stacks and code that runs for the first time may add.
+const SLACK: u64 = 6 << 20;
