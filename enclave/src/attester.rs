@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use attestation::document::Document;
+use attestation::document::OwnDocument;
 use attestation::keyset;
 use attestation::nsm::{ClientNonce, DocumentRequest, Nsm, RsaPublicKey};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,10 +32,10 @@ struct Job {
 
 /// A document, and what it says.
 pub struct Attested {
-    /// The bytes, as the module signed them.
+    /// The bytes, as the module gave them: whether it signed them is for KMS and clients to find out.
     pub bytes: Vec<u8>,
     /// The same, parsed.
-    pub document: Document,
+    pub document: OwnDocument,
 }
 
 impl Attester {
@@ -123,7 +123,7 @@ async fn work(
 /// Parses a document of our own module, and compares its time with ours: certificates, signatures and expiries depend
 /// on the clock, and the module's is the one that others believe.
 fn read(bytes: Vec<u8>, clock: &dyn Clock) -> Result<Attested, AttesterError> {
-    let document = Document::parse(&bytes).map_err(|_| AttesterError::Module)?;
+    let document = OwnDocument::parse(&bytes).map_err(|_| AttesterError::Module)?;
     let millis = clock.unix_millis().abs_diff(document.timestamp().0);
     if millis > DRIFT_MILLIS_MAX { Err(AttesterError::Drift { millis }) } else { Ok(Attested { bytes, document }) }
 }

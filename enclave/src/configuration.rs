@@ -19,6 +19,8 @@ pub struct Configuration {
     pub accounts: BTreeSet<Account>,
     /// The models, by the name that requests use.
     pub models: BTreeMap<String, ModelSource>,
+    /// What an open key policy means.
+    pub key_policies: OnOpenPolicy,
     /// The limits.
     pub limits: Limits,
     /// SHA-384 of the document's bytes.
@@ -36,6 +38,17 @@ pub struct ModelSource {
     pub model: String,
     /// `subrosa:version` of the pack's encryption context.
     pub version: String,
+}
+
+/// What is done when a key's policy has a way to plaintext that needs no accepted image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnOpenPolicy {
+    /// The verdict says so: in the keyset for model keys, in the sealed answer for a customer's.
+    #[default]
+    Report,
+    /// Boot ends; a customer's request gets a sealed error.
+    Refuse,
 }
 
 /// Limits of the service.
@@ -64,7 +77,7 @@ impl Configuration {
         // serde_json's own error would quote the document; its place is enough.
         let document: Document = serde_json::from_slice(bytes)
             .map_err(|error| ConfigurationError::Malformed { line: error.line(), column: error.column() })?;
-        let Document { version, region, accounts, models, limits } = document;
+        let Document { version, region, accounts, models, key_policies, limits } = document;
         if version != 1 {
             return Err(ConfigurationError::Version { found: version });
         }
@@ -94,7 +107,7 @@ impl Configuration {
         }
         let mut sha384 = [0; 48];
         sha384.copy_from_slice(digest::digest(&digest::SHA384, bytes).as_ref());
-        Ok(Self { region, accounts, models: by_name, limits: limits.check()?, sha384 })
+        Ok(Self { region, accounts, models: by_name, key_policies, limits: limits.check()?, sha384 })
     }
 
     /// Whether customers may use keys of this account.
@@ -184,6 +197,8 @@ struct Document {
     #[serde(default)]
     accounts: Vec<String>,
     models: Vec<ModelMember>,
+    #[serde(default)]
+    key_policies: OnOpenPolicy,
     #[serde(default)]
     limits: LimitMembers,
 }
@@ -302,6 +317,16 @@ pub(crate) mod tests {
             let error = Configuration::parse(document(extra).as_bytes()).unwrap_err();
             assert!(matches!(error, ConfigurationError::Malformed { .. }), "{extra}: {error}");
         }
+    }
+
+    #[test]
+    fn an_open_key_policy_is_reported_unless_the_document_says_refuse() {
+        let of =
+            |extra| Configuration::parse(document(extra).as_bytes()).map(|configuration| configuration.key_policies);
+        assert_eq!(of("").unwrap(), OnOpenPolicy::Report);
+        assert_eq!(of(r#","key_policies":"report""#).unwrap(), OnOpenPolicy::Report);
+        assert_eq!(of(r#","key_policies":"refuse""#).unwrap(), OnOpenPolicy::Refuse);
+        assert!(of(r#","key_policies":"ignore""#).is_err());
     }
 
     #[test]

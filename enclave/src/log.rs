@@ -58,6 +58,13 @@ pub enum Event {
         /// SHA-384 of the manifest that the configuration names.
         manifest_sha384: Hash<48>,
     },
+    /// A model pack, or the model in it, needs more memory than is left. The parent knows the size of the pack, and gave the memory.
+    NoRoom {
+        /// Bytes it needs.
+        needed_bytes: u64,
+        /// Bytes that are free.
+        available_bytes: u64,
+    },
     /// Requests are taken from now on.
     Serving {
         /// The release number of the image.
@@ -164,6 +171,8 @@ pub enum KmsCode {
 pub enum EndReason {
     /// `/etc/subrosa/image.toml` is missing or wrong.
     Image,
+    /// The machine could not be set up, or this is no enclave.
+    Machine,
     /// The security module is missing, or failed.
     Module,
     /// There is no randomness.
@@ -176,8 +185,12 @@ pub enum EndReason {
     DebugMode,
     /// KMS gives no data key for a model pack.
     ModelPackKey,
+    /// The policy of a model pack's key is open, and the configuration says that it must not be.
+    KeyPolicyOpen,
     /// A model pack is not the configured one.
     ModelPack,
+    /// There is too little memory for a model.
+    Memory,
     /// The door could not be opened.
     Listen,
     /// The clock is wrong.

@@ -1,10 +1,13 @@
-//! `subrosa-enclave`: the service on Nitro. It gives the library vsock, the security module's device and the file of the
-//! measured image, and decides nothing else: there is no flag, no variable and no other file.
+//! `subrosa-enclave`: the service on Nitro, and the first and only program of its image. It sets the machine up, gives the
+//! library vsock, the security module's device and the file of the measured image, and decides nothing else: there is no
+//! flag, no variable and no other file.
+
+mod init;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use address::{Address, ENCLAVE_PORT, PARENT_CID};
+use address::{Address, ENCLAVE_PORT};
 use attestation::nsm::{Exchange, NsmError};
 use aws_nitro_enclaves_nsm_api::api::{Request, Response};
 use aws_nitro_enclaves_nsm_api::driver;
@@ -12,7 +15,9 @@ use enclave::log::{self, EndReason, Event};
 use enclave::{Dialler, ImageConfiguration, Platform, SystemClock};
 
 fn main() -> ExitCode {
-    match run() {
+    let ended = run();
+    init::end();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed) => ExitCode::FAILURE,
     }
@@ -27,9 +32,10 @@ fn failed(reason: EndReason) -> Failed {
 }
 
 fn run() -> Result<(), Failed> {
+    let machine = init::begin().map_err(|_| failed(EndReason::Machine))?;
     let image = std::fs::read_to_string(IMAGE_CONFIGURATION).map_err(|_| failed(EndReason::Image))?;
     let image = ImageConfiguration::parse(&image).map_err(|_| failed(EndReason::Image))?;
-    let parent = Address::Vsock { cid: PARENT_CID, port: ENCLAVE_PORT };
+    let parent = Address::Vsock { cid: machine.parent_cid, port: ENCLAVE_PORT };
     let platform = Platform {
         dialler: Dialler::at(&parent),
         listener: parent,

@@ -38,6 +38,9 @@ pub const PADDING: &str = "Subrosa-Padding";
 /// In an answer, required: the message id of the request, 64 hexadecimal digits.
 pub const IN_REPLY_TO: &str = "In-Reply-To";
 
+/// In an answer, optional: what the enclave saw of the policy of the key that unwrapped the request.
+pub const KEY_POLICY: &str = "Subrosa-Key-Policy";
+
 /// Bytes of a head, from its first to the end of its empty line (`docs/PROTOCOL.md`, section 5).
 pub const MAX_HEAD_LENGTH: usize = 16_384;
 

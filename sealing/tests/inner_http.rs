@@ -183,7 +183,13 @@ fn request_id() -> MessageId {
 }
 
 fn head(content_length: Option<u64>) -> ResponseHead {
-    ResponseHead { status: 200, in_reply_to: request_id(), content_type: "text/event-stream".into(), content_length }
+    ResponseHead {
+        status: 200,
+        in_reply_to: request_id(),
+        content_type: "text/event-stream".into(),
+        content_length,
+        key_policy: None,
+    }
 }
 
 #[test]

@@ -96,6 +96,11 @@ pub enum ServeError {
     /// KMS gave no data key for a model pack.
     #[error("no data key for a model pack: {0}")]
     ModelPackKey(#[source] KmsError),
+    /// The configuration says `refuse`, and somebody could have a model pack without this image.
+    #[error(
+        "the policy of a model pack's key has a way to plaintext that needs no accepted image; see subrosa policy check"
+    )]
+    KeyPolicyOpen,
     /// A model pack is not the configured one.
     #[error(transparent)]
     Pack(#[from] PackFault),
@@ -122,6 +127,8 @@ impl ServeError {
             Self::Configuration(_) => EndReason::Configuration,
             Self::DebugMode => EndReason::DebugMode,
             Self::ModelPackKey(_) => EndReason::ModelPackKey,
+            Self::KeyPolicyOpen => EndReason::KeyPolicyOpen,
+            Self::Pack(PackFault::Archive(PackError::NoRoom { .. } | PackError::Memory)) => EndReason::Memory,
             Self::Pack(_) => EndReason::ModelPack,
             Self::Listen(_) => EndReason::Listen,
             Self::Tunnel(_) | Self::Internal => EndReason::Internal,

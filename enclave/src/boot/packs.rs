@@ -1,7 +1,7 @@
 //! Fetching, opening and loading one model pack.
 
 use bytes::Bytes;
-use inference::{LoadOptions, Model};
+use inference::{LoadOptions, Model, Plan};
 use sealing::message::{DataKey, Limits, Suite};
 use sealing::reader::{BodyReader, HeaderReader, OpenError, Progress, UnverifiedHeader};
 
@@ -11,17 +11,24 @@ use super::{PackFault, ServeError};
 use crate::configuration::ModelSource;
 use crate::kms::{Kms, KmsError, PROVIDER};
 use crate::log::{self, Event, Hash, KmsCode, Service};
-use crate::pack::{Pack, PackReader};
+use crate::memory;
+use crate::pack::{Pack, PackError, PackReader};
 
 /// Streams the pack from the parent, opens it, checks it against the configuration, and loads the model.
 ///
 /// A connection that breaks is resumed where it broke; a pack that is wrong ends boot.
 pub(super) async fn load(parts: &Parts, name: &str, source: &ModelSource) -> Result<LoadedModel, ServeError> {
-    let refused = |_: &ServeError| log::write(Event::PackRefused { manifest_sha384: Hash(source.manifest_sha384) });
+    let refused = |error: &ServeError| {
+        if let ServeError::Pack(PackFault::Archive(PackError::NoRoom { needed, available })) = error {
+            log::write(Event::NoRoom { needed_bytes: *needed, available_bytes: *available });
+        }
+        log::write(Event::PackRefused { manifest_sha384: Hash(source.manifest_sha384) });
+    };
     let mut pack = fetch(parts, name, source).await.inspect_err(refused)?;
     let (manifest_sha384, bytes) = (*pack.manifest_sha384(), pack.bytes());
     let file = pack.take(MODEL_FILE).ok_or(PackFault::NoModel).map_err(ServeError::from).inspect_err(refused)?;
     drop(pack);
+    check_room(&file, memory::available()).map_err(ServeError::from).inspect_err(refused)?;
     let model = tokio::task::spawn_blocking(move || Model::load(&file, &LoadOptions::default()))
         .await
         .map_err(|_| ServeError::Internal)?
@@ -29,6 +36,12 @@ pub(super) async fn load(parts: &Parts, name: &str, source: &ModelSource) -> Res
         .inspect_err(refused)?;
     log::write(Event::PackLoaded { manifest_sha384: Hash(manifest_sha384), bytes });
     Ok(LoadedModel { model, manifest_sha384 })
+}
+
+/// The engine's own plan against what is left beside the file itself. (What it is not able to read it will refuse better.)
+fn check_room(file: &[u8], available: u64) -> Result<(), PackFault> {
+    let needed = Plan::from_header(file).map_or(0, |plan| plan.weights_bytes as u64);
+    if needed > available { Err(PackError::NoRoom { needed, available }.into()) } else { Ok(()) }
 }
 
 async fn fetch(parts: &Parts, name: &str, source: &ModelSource) -> Result<Pack, ServeError> {
@@ -66,7 +79,7 @@ enum Opening {
 
 impl Opening {
     fn new(source: &ModelSource, bytes_max: u64) -> Self {
-        let pack = PackReader::new(source.manifest_sha384, bytes_max);
+        let pack = PackReader::new(source.manifest_sha384, bytes_max, memory::available());
         Self::Header { reader: HeaderReader::new(Limits::model_pack()), pack }
     }
 
@@ -147,3 +160,19 @@ async fn data_key(kms: &Kms, source: &ModelSource, header: &UnverifiedHeader) ->
 
 /// The file of the archive that the engine loads.
 const MODEL_FILE: &str = "model.gguf";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_needs_more_memory_than_is_left_is_refused_with_both_figures() {
+        let file =
+            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/demo-model/subrosa-intake.gguf")).unwrap();
+        let needed = Plan::from_header(&file).unwrap().weights_bytes as u64;
+        assert!(check_room(&file, needed).is_ok());
+        let refused = check_room(&file, needed - 1).unwrap_err();
+        let PackFault::Archive(PackError::NoRoom { needed: said, available }) = refused else { panic!("{refused}") };
+        assert_eq!((said, available), (needed, needed - 1));
+    }
+}

@@ -4,18 +4,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use address::Address;
+use attestation::Pcr;
 use attestation::measurement;
 use attestation::nsm::{Nsm, NsmError};
 use inference::Model;
+use kms_policies::exposure::Registers;
 
 use super::patience::Patience;
 use super::{ServeError, entropy, packs};
 use crate::attester::Attester;
-use crate::configuration::{Configuration, DOCUMENT_BYTES_MAX};
+use crate::configuration::{Configuration, DOCUMENT_BYTES_MAX, OnOpenPolicy};
 use crate::credentials::RoleCredentials;
 use crate::host::HostServices;
 use crate::image::ImageConfiguration;
+use crate::key_policy::{KeyPolicies, Verdict};
 use crate::kms::Kms;
+use crate::kms::arn::KeyArn;
 use crate::kms::connector::Tunnel;
 use crate::log::{self, Event, Hash, Service};
 use crate::platform::{Clock, Platform};
@@ -31,6 +35,7 @@ pub struct Attested {
     platform: Platform,
     attester: Attester,
     module_id: String,
+    measurements: Registers,
     debug: bool,
 }
 
@@ -39,6 +44,7 @@ pub struct Configured {
     platform: Platform,
     attester: Attester,
     module_id: String,
+    measurements: Registers,
     configuration: Configuration,
 }
 
@@ -53,6 +59,8 @@ pub struct Loaded {
     pub(crate) parts: Parts,
     /// The models, by the name that requests use.
     pub(crate) models: BTreeMap<String, LoadedModel>,
+    /// What the policies of their keys leave open, by key.
+    pub(crate) key_policies: BTreeMap<KeyArn, Verdict>,
 }
 
 /// What outlives boot.
@@ -64,6 +72,8 @@ pub(crate) struct Parts {
     pub(crate) image: ImageConfiguration,
     pub(crate) attester: Attester,
     pub(crate) module_id: String,
+    /// PCR0 to PCR2, from our own document.
+    pub(crate) measurements: Registers,
     pub(crate) configuration: Configuration,
     pub(crate) kms: Arc<Kms>,
 }
@@ -85,9 +95,12 @@ impl Cold {
         let Self { platform } = self;
         let _mixed = on_nsm(&platform.nsm, |nsm| Ok(entropy::mix(nsm))).await??;
         for index in [PCR_PACKS, PCR_CONFIGURATION] {
-            let (locked, value) = on_nsm(&platform.nsm, move |nsm| nsm.describe_pcr(index)).await?;
+            let (locked, value) = on_nsm(&platform.nsm, move |nsm| nsm.describe_pcr(index.into())).await?;
             if locked || value != measurement::ZERO {
-                return Err(ServeError::Pcr { index, expected: "zero and not locked, as a start leaves it" });
+                return Err(ServeError::Pcr {
+                    index: index.into(),
+                    expected: "zero and not locked, as a start leaves it",
+                });
             }
         }
         let attester = Attester::start(Arc::clone(&platform.nsm), Arc::clone(&platform.clock));
@@ -102,7 +115,9 @@ impl Cold {
         if debug {
             log::write(Event::DangerDebugMode);
         }
-        Ok(Attested { platform, attester, module_id: document.module_id().to_owned(), debug })
+        let measurements = document.pcrs().iter().filter(|(index, _)| **index <= 2);
+        let measurements = measurements.map(|(index, value)| (*index, *value)).collect();
+        Ok(Attested { platform, attester, module_id: document.module_id().to_owned(), measurements, debug })
     }
 }
 
@@ -111,7 +126,7 @@ impl Attested {
     ///
     /// A debug-mode enclave ends here: it has done all its self-checks, and must not get to a key.
     pub async fn configure(self) -> Result<Configured, ServeError> {
-        let Self { platform, attester, module_id, debug } = self;
+        let Self { platform, attester, module_id, mut measurements, debug } = self;
         let host = HostServices::new(platform.dialler.host_services.clone());
         let mut patience = Patience::new(Service::Configuration);
         let document = loop {
@@ -122,20 +137,21 @@ impl Attested {
         };
         let configuration = Configuration::parse(&document)?;
         // docs/PROTOCOL.md, section 9: PCR17 := SHA384(PCR17 || SHA384(document)), locked.
-        extend_and_lock(&platform.nsm, PCR_CONFIGURATION, vec![configuration.sha384]).await?;
+        let value = extend_and_lock(&platform.nsm, PCR_CONFIGURATION, vec![configuration.sha384]).await?;
+        measurements.insert(PCR_CONFIGURATION, value);
         log::write(Event::Configured { sha384: Hash(configuration.sha384) });
         if debug {
             log::write(Event::DangerDebugMode);
             return Err(ServeError::DebugMode);
         }
-        Ok(Configured { platform, attester, module_id, configuration })
+        Ok(Configured { platform, attester, module_id, measurements, configuration })
     }
 }
 
 impl Configured {
     /// Gets credentials and shakes hands with KMS.
     pub async fn reach_kms(self) -> Result<Keyed, ServeError> {
-        let Self { platform, attester, module_id, configuration } = self;
+        let Self { platform, attester, module_id, measurements, configuration } = self;
         let Platform { listener, dialler, nsm, clock, image } = platform;
         let host = HostServices::new(dialler.host_services);
         let region = &configuration.region;
@@ -154,7 +170,8 @@ impl Configured {
             }
         };
         let kms = Arc::new(kms);
-        Ok(Keyed { parts: Parts { listener, host, nsm, clock, image, attester, module_id, configuration, kms } })
+        let parts = Parts { listener, host, nsm, clock, image, attester, module_id, measurements, configuration, kms };
+        Ok(Keyed { parts })
     }
 }
 
@@ -162,20 +179,39 @@ impl Keyed {
     /// Opens, checks and loads every model pack, in order of name; measures them into PCR16 and locks it, also when
     /// there is none.
     pub async fn load(self) -> Result<Loaded, ServeError> {
-        let Self { parts } = self;
+        let Self { mut parts } = self;
+        let key_policies = self::key_policies(&parts).await?;
         let mut models = BTreeMap::new();
         for (name, source) in &parts.configuration.models {
             let model = packs::load(&parts, name, source).await?;
             models.insert(name.clone(), model);
         }
         let manifests = models.values().map(|loaded: &LoadedModel| loaded.manifest_sha384).collect();
-        extend_and_lock(&parts.nsm, PCR_PACKS, manifests).await?;
-        Ok(Loaded { parts, models })
+        let value = extend_and_lock(&parts.nsm, PCR_PACKS, manifests).await?;
+        parts.measurements.insert(PCR_PACKS, value);
+        Ok(Loaded { parts, models, key_policies })
     }
 }
 
-/// Extends a register that is zero with each of `data`, locks it, and checks that it is what it should be now.
-async fn extend_and_lock(nsm: &Arc<dyn Nsm>, index: u16, data: Vec<[u8; 48]>) -> Result<(), ServeError> {
+/// What the policies of the model packs' keys leave open now, before the packs are opened under them.
+async fn key_policies(parts: &Parts) -> Result<BTreeMap<KeyArn, Verdict>, ServeError> {
+    let policies = KeyPolicies::new(Arc::clone(&parts.kms), Arc::clone(&parts.clock), parts.measurements.clone());
+    let mut verdicts = BTreeMap::new();
+    for source in parts.configuration.models.values() {
+        if !verdicts.contains_key(&source.key_arn) {
+            let verdict = policies.of_model_pack(&source.key_arn).await;
+            if verdict.is_open() && parts.configuration.key_policies == OnOpenPolicy::Refuse {
+                return Err(ServeError::KeyPolicyOpen);
+            }
+            verdicts.insert(source.key_arn.clone(), verdict);
+        }
+    }
+    Ok(verdicts)
+}
+
+/// Extends a register that is zero with each of `data`, locks it, checks that it is what it should be now, and returns that.
+async fn extend_and_lock(nsm: &Arc<dyn Nsm>, index: u8, data: Vec<[u8; 48]>) -> Result<Pcr, ServeError> {
+    let index = u16::from(index);
     let expected = data.iter().fold(measurement::ZERO, |value, data| measurement::extend(&value, data));
     let (locked, value) = on_nsm(nsm, move |nsm| {
         for data in &data {
@@ -186,7 +222,7 @@ async fn extend_and_lock(nsm: &Arc<dyn Nsm>, index: u16, data: Vec<[u8; 48]>) ->
     })
     .await?;
     if locked && value == expected {
-        Ok(())
+        Ok(value)
     } else {
         Err(ServeError::Pcr { index, expected: "locked, with the value that was just extended" })
     }
@@ -203,6 +239,6 @@ async fn on_nsm<T: Send + 'static>(
 }
 
 /// docs/PROTOCOL.md, section 10: loaded packs.
-const PCR_PACKS: u16 = 16;
+const PCR_PACKS: u8 = 16;
 /// docs/PROTOCOL.md, section 9: the configuration document.
-const PCR_CONFIGURATION: u16 = 17;
+const PCR_CONFIGURATION: u8 = 17;

@@ -20,7 +20,8 @@ use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::config::{Config, IdentityCache, Region as SdkRegion, StalledStreamProtectionConfig};
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::{DataKeySpec, EncryptionAlgorithmSpec, KeyEncryptionMechanism, RecipientInfo};
+use aws_sdk_kms::types::{DataKeySpec, EncryptionAlgorithmSpec, GrantListEntry, KeyEncryptionMechanism, RecipientInfo};
+use kms_policies::exposure::{Constraints, Grant};
 use ring::digest;
 use sealing::message::{DataKey, EncryptedDataKey, EncryptionContext};
 use tokio::sync::Semaphore;
@@ -125,6 +126,37 @@ impl Kms {
         }
     }
 
+    /// The key's policy and its grants, as KMS shows them within the key's own account.
+    pub(crate) async fn key_policy(&self, key: &KeyArn) -> Result<KeyPolicy, KmsError> {
+        let _pass = self.gate.pass(key).await?;
+        let used = self.credentials.current().await.map_err(|_| KmsError::Unreachable)?;
+        let sent = self.client.get_key_policy().key_id(key.as_str()).policy_name("default").send().await;
+        let text = match sent {
+            Ok(answer) => answer.policy.ok_or(KmsError::RuleBroken("there is no policy"))?,
+            Err(error) => return Err(self.refusal(&error, &used).await),
+        };
+        if text.len() > KEY_POLICY_BYTES_MAX {
+            return Err(KmsError::RuleBroken("the policy is longer than a policy can be"));
+        }
+        let mut grants = Vec::new();
+        let mut marker = None;
+        for _ in 0..GRANT_PAGES_MAX {
+            let sent = self.client.list_grants().key_id(key.as_str()).limit(100).set_marker(marker).send().await;
+            let page = match sent {
+                Ok(page) => page,
+                // The policy may be shown where the grants are not.
+                Err(_) => return Ok(KeyPolicy { text, grants: None }),
+            };
+            grants.extend(page.grants.unwrap_or_default().into_iter().map(grant));
+            if !page.truncated {
+                return Ok(KeyPolicy { text, grants: Some(grants) });
+            }
+            marker = page.next_marker;
+        }
+        // So many that they cannot be judged; a judge takes that as open.
+        Ok(KeyPolicy { text, grants: Some(grants) })
+    }
+
     async fn decrypt_once(
         &self,
         key: &KeyArn,
@@ -207,6 +239,27 @@ impl Kms {
             self.credentials.forget(used).await;
         }
         refusal
+    }
+}
+
+/// What KMS shows of who may use a key.
+pub(crate) struct KeyPolicy {
+    /// The policy's text, as KMS gave it.
+    pub(crate) text: String,
+    /// The grants beside it, where they are shown.
+    pub(crate) grants: Option<Vec<Grant>>,
+}
+
+fn grant(entry: GrantListEntry) -> Grant {
+    let constraints = entry.constraints.map(|constraints| Constraints {
+        encryption_context_equals: constraints.encryption_context_equals.map(|pairs| pairs.into_iter().collect()),
+        encryption_context_subset: constraints.encryption_context_subset.map(|pairs| pairs.into_iter().collect()),
+    });
+    Grant {
+        grant_id: entry.grant_id.unwrap_or_default(),
+        grantee_principal: entry.grantee_principal.unwrap_or_default(),
+        operations: entry.operations.unwrap_or_default().iter().map(|name| name.as_str().to_owned()).collect(),
+        constraints,
     }
 }
 
@@ -378,6 +431,10 @@ const ATTEMPT_DEADLINE: Duration = Duration::from_secs(6);
 /// All attempts of one call.
 const CALL_DEADLINE: Duration = Duration::from_secs(20);
 const ATTEMPTS: u32 = 3;
+/// "Key policy document size: 32 KB." (KMS developer guide, "Resource quotas".)
+const KEY_POLICY_BYTES_MAX: usize = 32 * 1024;
+/// 300 grants: more than can be judged.
+const GRANT_PAGES_MAX: usize = 3;
 const KEYS_AHEAD: usize = 4;
 const KEYS_IN_THE_MAKING: usize = 2;
 /// "CiphertextBlob: Maximum length of 6144." (KMS API, GenerateDataKey.)

@@ -43,6 +43,7 @@ impl Pack {
 pub struct PackReader {
     manifest_sha384: [u8; 48],
     bytes_max: u64,
+    room: u64,
     state: State,
     /// A partial block: at most 512 bytes.
     block: Vec<u8>,
@@ -68,11 +69,13 @@ enum State {
 }
 
 impl PackReader {
-    /// A reader for the pack whose manifest has this digest, and whose files have at most `bytes_max` bytes in all.
-    pub fn new(manifest_sha384: [u8; 48], bytes_max: u64) -> Self {
+    /// A reader for the pack whose manifest has this digest, and whose files have at most `bytes_max` bytes in all: so many are
+    /// allowed. `room` is how many bytes of memory there are for them.
+    pub fn new(manifest_sha384: [u8; 48], bytes_max: u64, room: u64) -> Self {
         Self {
             manifest_sha384,
             bytes_max,
+            room,
             state: State::Manifest,
             block: Vec::new(),
             expected: VecDeque::new(),
@@ -91,7 +94,7 @@ impl PackReader {
 
     /// The true end has been proven by the caller: the pack, if it is whole.
     pub fn finish(self) -> Result<Pack, PackError> {
-        let Self { manifest_sha384, bytes_max: _, state, block, expected, files } = self;
+        let Self { manifest_sha384, bytes_max: _, room: _, state, block, expected, files } = self;
         match state {
             // POSIX: "at the end of the archive ... two 512-byte blocks filled with binary zeros".
             State::End { zeros } if zeros >= 2 * BLOCK_BYTES && block.is_empty() && expected.is_empty() => {
@@ -202,6 +205,9 @@ impl PackReader {
         if total > self.bytes_max {
             return Err(PackError::TooLarge { limit: self.bytes_max });
         }
+        if total > self.room {
+            return Err(PackError::NoRoom { needed: total, available: self.room });
+        }
         self.expected = files.into();
         Ok(())
     }
@@ -256,6 +262,14 @@ pub enum PackError {
     TooLarge {
         /// The limit, in bytes.
         limit: u64,
+    },
+    /// The manifest announces more than this machine's memory holds.
+    #[error("the files have {needed} bytes, and {available} bytes of memory are free: give the enclave more memory")]
+    NoRoom {
+        /// Bytes of the files.
+        needed: u64,
+        /// Bytes of memory.
+        available: u64,
     },
     /// This machine has not enough memory.
     #[error("there is not enough memory for the pack")]

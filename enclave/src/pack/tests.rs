@@ -54,7 +54,7 @@ fn archive(listed: &[(&str, &[u8])], stored: &[(&str, &[u8])]) -> (Vec<u8>, [u8;
 }
 
 fn read(bytes: &[u8], digest: [u8; 48], piece: usize) -> Result<Pack, PackError> {
-    let mut reader = PackReader::new(digest, 1 << 20);
+    let mut reader = PackReader::new(digest, 1 << 20, 1 << 20);
     for piece in bytes.chunks(piece) {
         reader.push(piece)?;
     }

@@ -106,6 +106,9 @@ pub(super) enum InnerError {
     /// Too long for the model.
     #[error("the messages are too long for the model's context")]
     ContextTooLong,
+    /// The configuration says `refuse`, and the policy of the request's key has a way to plaintext.
+    #[error("the policy of the key lets somebody have plaintext without this image; see Subrosa-Key-Policy")]
+    KeyPolicyOpen,
     /// This tenant has as many requests in work as it may.
     #[error("too many requests of this tenant are in work; try again later")]
     Busy,
@@ -122,6 +125,7 @@ impl InnerError {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::InvalidRequest(_) => 400,
+            Self::KeyPolicyOpen => 403,
             Self::UnknownModel => 404,
             Self::WrongEnclave => 409,
             Self::Expired => 410,
@@ -136,6 +140,7 @@ impl InnerError {
     pub(super) fn code(self) -> &'static str {
         match self {
             Self::InvalidRequest(_) => "invalid-request",
+            Self::KeyPolicyOpen => "key-policy-open",
             Self::UnknownModel => "unknown-model",
             Self::WrongEnclave => "wrong-enclave",
             Self::Expired => "expired",

@@ -24,6 +24,8 @@ use inference::Cancel;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
+use crate::configuration::OnOpenPolicy;
+use crate::key_policy::FIELD_BYTES_MAX;
 use crate::log::{self, Event, Hash, Refusal};
 use crate::service::{AnswerBody, PieceSender, Service};
 use crate::tenant::Share;
@@ -53,14 +55,25 @@ pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<Answ
     drop(plaintext);
     let frame_length = if task.as_ref().is_ok_and(Task::is_stream) { STREAM_FRAME } else { WHOLE_FRAME };
     let sealing = reply::begin(&service, &tenant, reply_key, suite, frame_length);
-    let writer = timeout_at(deadline, sealing).await.map_err(|_| Refusal::Timeout)??;
+    let (writer, verdict) =
+        tokio::join!(timeout_at(deadline, sealing), service.key_policies.of_customer(tenant.key_arn()));
+    let writer = writer.map_err(|_| Refusal::Timeout)??;
+    if verdict.is_open() && service.configuration.key_policies == OnOpenPolicy::Refuse {
+        task = Err(InnerError::KeyPolicyOpen);
+    }
 
     admitted.commit();
     let cancel = Cancel::new();
     let (sender, body) = AnswerBody::stream(cancel.clone());
     let work = Work { task, deadline, expires, cancel, places: (permit, share) };
-    let production =
-        Production { writer, sender, in_reply_to: message_id, frame_length: frame_length as usize, frames: 0 };
+    let production = Production {
+        writer,
+        sender,
+        in_reply_to: message_id,
+        frame_length: frame_length as usize,
+        key_policy: verdict.to_text(FIELD_BYTES_MAX),
+        frames: 0,
+    };
     tokio::spawn(work.run(service, production, Hash(tenant.sha256())));
     Ok(body)
 }

@@ -21,6 +21,8 @@ pub(super) struct Production {
     pub(super) sender: PieceSender,
     pub(super) in_reply_to: MessageId,
     pub(super) frame_length: usize,
+    /// What the answer says about the policy of the request's key.
+    pub(super) key_policy: String,
     /// Frames handed over so far.
     pub(super) frames: u64,
 }
@@ -101,7 +103,9 @@ impl Production {
     /// The header of the message, and the head of the answer in whole frames.
     fn head(&mut self, status: u16, content_type: &str, content_length: Option<u64>) -> Result<(), Gone> {
         let in_reply_to = self.in_reply_to;
-        let head = ResponseHead { status, in_reply_to, content_type: content_type.to_owned(), content_length };
+        let key_policy = Some(self.key_policy.clone());
+        let head =
+            ResponseHead { status, in_reply_to, content_type: content_type.to_owned(), content_length, key_policy };
         let head = head.to_frames(self.frame_length).map_err(|_| Gone)?;
         let header = self.writer.header().to_vec();
         self.seal(header, head.as_bytes())
@@ -120,7 +124,7 @@ impl Production {
 
     /// The final frame, which marks the true end.
     fn end(self) -> Result<u64, Gone> {
-        let Self { writer, sender, in_reply_to: _, frame_length: _, frames } = self;
+        let Self { writer, sender, in_reply_to: _, frame_length: _, key_policy: _, frames } = self;
         let mut out = Vec::new();
         writer.finish(&mut out).map_err(|_| Gone)?;
         sender.send(Piece::Bytes(Bytes::from(out))).map_err(|_| Gone)?;

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::memory;
+
 /// Bytes that may be taken, and those that are.
 pub(crate) struct Budget {
     total: u64,
@@ -28,8 +30,7 @@ impl Budget {
     /// Half of what is available now, which is after the models were loaded: the other half is for activations, for
     /// messages, and for what an estimate forgets.
     pub(crate) fn of_this_machine() -> Self {
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        Self::new(available(&meminfo).unwrap_or(FALLBACK) / 2)
+        Self::new(memory::available() / 2)
     }
 
     fn new(total: u64) -> Self {
@@ -55,15 +56,6 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// `MemAvailable` of proc(5), in bytes.
-fn available(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// Where the kernel does not say: 1 GiB.
-const FALLBACK: u64 = 1 << 30;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,11 +69,5 @@ mod tests {
         drop(first);
         assert!(budget.take(100).is_ok());
         assert_eq!(budget.take(101).err(), Some(BudgetError::Never));
-    }
-
-    #[test]
-    fn the_kernels_figure_is_read() {
-        assert_eq!(available("MemTotal:  9 kB\nMemAvailable:    2048 kB\n"), Some(2 << 20));
-        assert_eq!(available("nothing"), None);
     }
 }

@@ -21,6 +21,7 @@ use crate::attester::Attester;
 use crate::boot::{Loaded, ServeError};
 use crate::cache::{CacheLimits, DataKeyCache};
 use crate::configuration::Configuration;
+use crate::key_policy::{self, KeyPolicies};
 use crate::kms::Kms;
 use crate::log::{self, Event};
 use crate::platform::Clock;
@@ -48,6 +49,9 @@ pub(crate) struct Service {
     pub(crate) engine: Arc<Semaphore>,
     /// Bytes that their KV caches may take together.
     pub(crate) memory: Arc<Budget>,
+    /// What customers' key policies leave open.
+    pub(crate) key_policies: KeyPolicies,
+    model_key_policy: String,
     manifests: BTreeMap<String, [u8; 48]>,
     release: u64,
     cache: Mutex<DataKeyCache>,
@@ -57,9 +61,19 @@ pub(crate) struct Service {
 
 impl Service {
     fn new(loaded: Loaded) -> (Self, address::Address) {
-        let Loaded { parts, models } = loaded;
-        let crate::boot::Parts { listener, host: _, nsm: _, clock, image, attester, module_id, configuration, kms } =
-            parts;
+        let Loaded { parts, models, key_policies } = loaded;
+        let crate::boot::Parts {
+            listener,
+            host: _,
+            nsm: _,
+            clock,
+            image,
+            attester,
+            module_id,
+            measurements,
+            configuration,
+            kms,
+        } = parts;
         let manifests = models.iter().map(|(name, loaded)| (name.clone(), loaded.manifest_sha384)).collect();
         let models = models.into_iter().map(|(name, loaded)| (name, Arc::new(loaded.model))).collect();
         let engine = std::thread::available_parallelism().map_or(1, usize::from).max(2);
@@ -69,6 +83,8 @@ impl Service {
             shares: Arc::default(),
             engine: Arc::new(Semaphore::new(engine)),
             memory: Arc::new(Budget::of_this_machine()),
+            key_policies: KeyPolicies::new(Arc::clone(&kms), Arc::clone(&clock), measurements),
+            model_key_policy: key_policy::to_keyset_text(&key_policies),
             configuration,
             kms,
             attester,
@@ -94,7 +110,7 @@ impl Service {
             guardrails: None,
             configuration: self.configuration.sha384,
             release: self.release,
-            model_key_policy: None,
+            model_key_policy: Some(self.model_key_policy.clone()),
             not_after: self.clock.unix_seconds().saturating_add(KEYSET_SECONDS),
         }
     }

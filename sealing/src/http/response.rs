@@ -1,7 +1,7 @@
 //! The head of the inner answer.
 
 use super::head::{Fields, HttpError, NO_FIELDS, head_length, syntax, write_field};
-use super::{CONTENT_LENGTH, CONTENT_TYPE, IN_REPLY_TO, MAX_HEAD_LENGTH, PADDING};
+use super::{CONTENT_LENGTH, CONTENT_TYPE, IN_REPLY_TO, KEY_POLICY, MAX_HEAD_LENGTH, PADDING};
 use crate::message::MessageId;
 use crate::secret::SecretBytes;
 
@@ -15,6 +15,8 @@ pub struct ResponseHead {
     pub content_type: String,
     /// The length of the body, padding included, where it is known beforehand.
     pub content_length: Option<u64>,
+    /// What the enclave saw of the policy of the request's key: JSON in visible ASCII.
+    pub key_policy: Option<String>,
 }
 
 impl ResponseHead {
@@ -24,7 +26,7 @@ impl ResponseHead {
     /// [`HttpError::Syntax`] for a status outside 100..=999 or a content type that is no field value,
     /// [`HttpError::HeadLength`] when no whole number of frames fits a head.
     pub fn to_frames(&self, frame_length: usize) -> Result<SecretBytes, HttpError> {
-        let Self { status, in_reply_to, content_type, content_length } = self;
+        let Self { status, in_reply_to, content_type, content_length, key_policy } = self;
         if !(100..=999).contains(status) {
             return Err(HttpError::Syntax("the status must be three digits and a reason"));
         }
@@ -34,6 +36,9 @@ impl ResponseHead {
         write_field(&mut head, CONTENT_TYPE, content_type)?;
         if let Some(length) = content_length {
             write_field(&mut head, CONTENT_LENGTH, &length.to_string())?;
+        }
+        if let Some(verdict) = key_policy {
+            write_field(&mut head, KEY_POLICY, verdict)?;
         }
         let least = head.len().saturating_add(LEAST_PADDING_FIELD).saturating_add(2);
         let whole = least.checked_next_multiple_of(frame_length).ok_or(HttpError::HeadLength)?;
@@ -69,7 +74,8 @@ impl ResponseHead {
         }
         let content_type = fields.get(CONTENT_TYPE).ok_or(HttpError::Missing(CONTENT_TYPE))?.to_owned();
         let content_length = fields.content_length()?;
-        Ok(Self { status, in_reply_to: *request, content_type, content_length })
+        let key_policy = fields.get(KEY_POLICY).map(str::to_owned);
+        Ok(Self { status, in_reply_to: *request, content_type, content_length, key_policy })
     }
 }
 
@@ -117,6 +123,7 @@ fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         409 => "Conflict",
         410 => "Gone",
