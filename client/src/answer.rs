@@ -11,6 +11,7 @@ use sealing::reader::{BodyReader, HeaderReader, Held, OpenError, Progress};
 
 use crate::completion::{CompletionError, Summary, Usage};
 use crate::data_key::DataKeyError;
+use crate::key_policy::KeyPolicyVerdict;
 use crate::transport::{Body, TransportError};
 
 use content::Content;
@@ -45,6 +46,7 @@ pub struct Piece {
 #[derive(Clone, Debug)]
 pub struct Complete {
     summary: Summary,
+    key_policy: Option<KeyPolicyVerdict>,
     message_id: MessageId,
 }
 
@@ -142,7 +144,10 @@ impl Answer {
     fn end(&mut self, cause: Option<TransportError>) {
         let Some(reader) = self.reader.take() else { return };
         match self.try_end(reader) {
-            Ok(summary) => self.complete = Some(Complete { summary, message_id: self.message_id }),
+            Ok((summary, key_policy)) => {
+                let key_policy = key_policy.as_deref().map(KeyPolicyVerdict::read);
+                self.complete = Some(Complete { summary, key_policy, message_id: self.message_id });
+            }
             Err(AnswerError::Open(OpenError::Incomplete)) => {
                 self.fail(incomplete(
                     cause.map_or_else(|| "the connection ended".to_owned(), |error| error.to_string()),
@@ -152,7 +157,7 @@ impl Answer {
         }
     }
 
-    fn try_end(&mut self, reader: BodyReader) -> Result<Summary, AnswerError> {
+    fn try_end(&mut self, reader: BodyReader) -> Result<(Summary, Option<String>), AnswerError> {
         let end = reader.finish()?;
         if let Some(held) = self.held.take() {
             self.content.push(held.confirm(&end)?.as_bytes(), &mut self.pieces)?;
@@ -183,6 +188,12 @@ impl Complete {
     #[must_use]
     pub fn model(&self) -> Option<&str> {
         self.summary.model.as_deref()
+    }
+
+    /// What the enclave saw of the policy of the key under which the question was sealed.
+    #[must_use]
+    pub fn key_policy(&self) -> Option<&KeyPolicyVerdict> {
+        self.key_policy.as_ref()
     }
 
     /// The message id of the answer.

@@ -2,11 +2,15 @@
 
 mod arguments;
 mod ask;
+mod doctor;
 mod exit;
+mod measure;
 mod open;
 mod output;
 mod pack;
+mod plan;
 mod policy;
+mod rotate;
 mod seal;
 mod verify;
 
@@ -30,12 +34,18 @@ struct Arguments {
 enum Command {
     Ask(Box<ask::Ask>),
     Verify(verify::Verify),
+    Measure(measure::Measure),
     Seal(seal::Seal),
     Open(open::Open),
-    /// Key policies: render them from the templates.
+    /// Key policies: render them from the templates, and check who could get plaintext by them.
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// From one release to the next, without a key that is open too wide or shut too early.
+    #[command(subcommand)]
+    Rotate(rotate::Rotate),
     Pack(pack::Pack),
+    Plan(plan::Plan),
+    Doctor(Box<doctor::Doctor>),
 }
 
 /// Runs the command and says how it went.
@@ -50,10 +60,14 @@ pub(crate) fn run() -> ExitCode {
             // It watches for signals itself: it has last words of its own.
             Command::Ask(ask) => ask.run().await,
             Command::Verify(verify) => unless_interrupted(verify.run()).await,
+            Command::Measure(measure) => measure.run(),
             Command::Seal(seal) => unless_interrupted(seal.run()).await,
             Command::Open(open) => unless_interrupted(open.run()).await,
             Command::Policy(policy) => policy.run(),
+            Command::Rotate(rotate) => rotate.run(),
             Command::Pack(pack) => unless_interrupted(pack.run()).await,
+            Command::Plan(plan) => plan.run(),
+            Command::Doctor(doctor) => unless_interrupted(doctor.run()).await,
         }
     });
     // A thread that still waits for standard input must not keep an interrupted command alive.

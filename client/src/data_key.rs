@@ -214,7 +214,7 @@ where
 }
 
 /// An error and what caused it, on one line; each cause once, because the SDK's repeat what they wrap.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -29,12 +29,18 @@ pub mod aws;
 pub mod client;
 pub mod completion;
 pub mod data_key;
+pub mod doctor;
 pub mod evidence;
 pub mod files;
+pub mod image;
+pub mod key_policy;
 pub mod live;
 pub mod measurements;
 pub mod pack;
+pub mod registers;
 pub mod request;
+pub mod rotation;
+pub mod sizing;
 pub mod transport;
 
 pub use answer::{Answer, AnswerError, Complete, Piece};

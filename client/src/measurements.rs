@@ -35,19 +35,41 @@ pub fn join(arguments: impl IntoIterator<Item = PcrArgument>) -> BTreeMap<u8, Ve
     expected
 }
 
+/// The registers of one image.
+pub type Image = BTreeMap<u8, Pcr>;
+
 /// Reads the object that `nitro-cli build-enclave` and `describe-eif` print, or only its `Measurements`:
-/// `{"Measurements": {"HashAlgorithm": ..., "PCR0": "<96 hex>", ...}}`.
+/// `{"Measurements": {"HashAlgorithm": ..., "PCR0": "<96 hex>", ...}}`; or several of them, as `subrosa rotate plan` writes them:
+/// `{"Images": [{"Name": ..., "Measurements": {...}}, ...]}`.
 ///
 /// # Errors
-/// When it is not JSON, names no PCR, or a value is not 48 bytes in hex.
-pub fn parse_eif(json: &[u8]) -> Result<Vec<PcrArgument>, MeasurementsError> {
+/// When it is not JSON, an image names no PCR, or a value is not 48 bytes in hex.
+pub fn parse_images(json: &[u8]) -> Result<Vec<Image>, MeasurementsError> {
     let value: Value = serde_json::from_slice(json).map_err(|error| MeasurementsError::Json(error.to_string()))?;
-    let measurements = value.get("Measurements").unwrap_or(&value).as_object().ok_or(MeasurementsError::NoPcr)?;
-    let mut found = Vec::new();
+    match value.get("Images") {
+        None => Ok(vec![parse_image(&value)?]),
+        Some(images) => {
+            let images = images.as_array().filter(|images| (1..=MAX_IMAGES).contains(&images.len()));
+            images.ok_or(MeasurementsError::Images)?.iter().map(parse_image).collect()
+        }
+    }
+}
+
+/// The registers that all of these images have: one that some of them lack (PCR8 of an image without signature) would refuse those.
+#[must_use]
+pub fn shared(images: &[Image]) -> Vec<PcrArgument> {
+    let in_all = |index: &u8| images.iter().all(|image| image.contains_key(index));
+    let all = images.iter().flatten().filter(|(index, _)| in_all(index));
+    all.map(|(index, value)| PcrArgument { index: *index, value: *value }).collect()
+}
+
+fn parse_image(value: &Value) -> Result<Image, MeasurementsError> {
+    let measurements = value.get("Measurements").unwrap_or(value).as_object().ok_or(MeasurementsError::NoPcr)?;
+    let mut found = Image::new();
     for (name, value) in measurements {
         let Some(index) = name.strip_prefix("PCR") else { continue };
         let index = index.parse().ok().filter(|index| *index < PCRS).ok_or(MeasurementsError::Index)?;
-        found.push(PcrArgument { index, value: pcr(index, value.as_str().unwrap_or_default())? });
+        found.insert(index, pcr(index, value.as_str().unwrap_or_default())?);
     }
     if found.is_empty() { Err(MeasurementsError::NoPcr) } else { Ok(found) }
 }
@@ -75,6 +97,9 @@ pub enum MeasurementsError {
     /// JSON without a PCR.
     #[error("the measurements hold no PCR; give what `nitro-cli describe-eif` prints")]
     NoPcr,
+    /// A list of images that is none, or too long.
+    #[error("`Images` must be a list of 1 to {MAX_IMAGES} images")]
+    Images,
 }
 
 fn pcr(index: u8, text: &str) -> Result<Pcr, MeasurementsError> {
@@ -86,6 +111,8 @@ fn pcr(index: u8, text: &str) -> Result<Pcr, MeasurementsError> {
 
 /// The NSM of an enclave has 32 PCRs.
 const PCRS: u8 = 32;
+/// More releases than anybody keeps in service at once.
+const MAX_IMAGES: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -111,9 +138,23 @@ mod tests {
         let json = format!(
             r#"{{"EifVersion":4,"Measurements":{{"HashAlgorithm":"Sha384 {{ ... }}","PCR0":"{value}","PCR2":"{value}"}}}}"#
         );
-        let found = parse_eif(json.as_bytes()).unwrap();
-        assert_eq!(found.iter().map(|pcr| pcr.index).collect::<Vec<_>>(), [0, 2]);
-        assert!(parse_eif(b"{\"Measurements\":{}}").is_err());
-        assert!(parse_eif(b"{\"PCR0\":\"00\"}").is_err());
+        let found = parse_images(json.as_bytes()).unwrap();
+        assert_eq!(found[0].keys().collect::<Vec<_>>(), [&0, &2]);
+        assert!(parse_images(b"{\"Measurements\":{}}").is_err());
+        assert!(parse_images(b"{\"PCR0\":\"00\"}").is_err());
+    }
+
+    #[test]
+    fn of_several_images_only_what_all_have_is_compared() {
+        let (one, two) = ("ab".repeat(48), "cd".repeat(48));
+        let json = format!(
+            r#"{{"Images":[{{"Name":"a","Measurements":{{"PCR0":"{one}","PCR8":"{one}"}}}},{{"Measurements":{{"PCR0":"{two}"}}}}]}}"#
+        );
+        let images = parse_images(json.as_bytes()).unwrap();
+        assert_eq!(images.len(), 2);
+        assert_eq!(join(shared(&images)), BTreeMap::from([(0, vec![[0xab; 48], [0xcd; 48]])]));
+        for wrong in [r#"{"Images":[]}"#, r#"{"Images":{}}"#, r#"{"Images":[{}]}"#] {
+            assert!(parse_images(wrong.as_bytes()).is_err(), "{wrong}");
+        }
     }
 }

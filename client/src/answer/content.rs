@@ -13,7 +13,7 @@ pub(super) enum Content {
     /// In the head: nothing is released.
     Head(ResponseHeadReader),
     /// In the body of a good answer.
-    Body { reader: Reader, left: Option<u64> },
+    Body { reader: Reader, left: Option<u64>, key_policy: Option<String> },
     /// In the body of a refusal.
     Refusal { status: u16, body: Vec<u8> },
     /// Behind the end, or behind an error.
@@ -36,14 +36,14 @@ impl Content {
                     return self.push(bytes, pieces);
                 }
             },
-            Self::Body { mut reader, left } => {
+            Self::Body { mut reader, left, key_policy } => {
                 let left =
                     left.map(|left| left.checked_sub(bytes.len() as u64).ok_or_else(wrong_length)).transpose()?;
                 let mut texts = Vec::new();
                 let pushed = reader.push(bytes, &mut texts);
                 pieces.extend(texts);
                 pushed?;
-                Self::Body { reader, left }
+                Self::Body { reader, left, key_policy }
             }
             Self::Refusal { status, mut body } => {
                 if body.len().saturating_add(bytes.len()) > MAX_REFUSAL {
@@ -58,14 +58,16 @@ impl Content {
     }
 
     /// The message has ended here.
-    pub(super) fn finish(self, pieces: &mut VecDeque<String>) -> Result<Summary, AnswerError> {
+    ///
+    /// Beside the summary: what the enclave says about the policy of the request's key.
+    pub(super) fn finish(self, pieces: &mut VecDeque<String>) -> Result<(Summary, Option<String>), AnswerError> {
         match self {
             Self::Body { left: Some(1..), .. } => Err(wrong_length()),
-            Self::Body { reader, left: _ } => {
+            Self::Body { reader, left: _, key_policy } => {
                 let mut texts = Vec::new();
                 let summary = reader.finish(&mut texts)?;
                 pieces.extend(texts);
-                Ok(summary)
+                Ok((summary, key_policy))
             }
             Self::Refusal { status, body } => Err(match SealedRefusal::parse(&body) {
                 Some(refusal) => CompletionError::from(refusal).into(),
@@ -76,9 +78,9 @@ impl Content {
     }
 
     fn after(head: ResponseHead) -> Result<Self, AnswerError> {
-        let ResponseHead { status, in_reply_to: _, content_type, content_length } = head;
+        let ResponseHead { status, in_reply_to: _, content_type, content_length, key_policy } = head;
         if status == 200 {
-            Ok(Self::Body { reader: Reader::of(&content_type)?, left: content_length })
+            Ok(Self::Body { reader: Reader::of(&content_type)?, left: content_length, key_policy })
         } else {
             Ok(Self::Refusal { status, body: Vec::new() })
         }

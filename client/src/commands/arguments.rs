@@ -1,18 +1,24 @@
 //! Arguments that several subcommands share.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use attestation::Pcr;
 use attestation::chain::TrustAnchor;
+use attestation::document::UnixMillis;
 use clap::Args;
 use sealing::message::{EncryptionContext, Suite};
 use sealing::raw_aes::{Keyring, WrappingKey};
 use subrosa_client::aws;
 use subrosa_client::data_key::{KeySource, KmsKey};
-use subrosa_client::measurements::{PcrArgument, parse_eif};
+use subrosa_client::image::TrustedImage;
+use subrosa_client::measurements::{Image, PcrArgument, join, parse_images, shared};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use zeroize::Zeroizing;
 
 use super::exit::{Exit, Failure};
@@ -41,9 +47,13 @@ pub(crate) struct MeasurementArguments {
     /// An accepted PCR value, 96 hex digits. Repeat for other PCRs; several values for one PCR mean any of them.
     #[arg(long = "pcr", value_name = "N=HEX")]
     pcrs: Vec<PcrArgument>,
-    /// Accepted PCR values from the JSON that `nitro-cli build-enclave` or `describe-eif` prints.
+    /// Accepted PCR values from the JSON that `nitro-cli build-enclave` or `describe-eif` prints, or from an allow-list of
+    /// `subrosa rotate plan`. Repeat for any of several images.
     #[arg(long, value_name = "FILE")]
-    measurements: Option<PathBuf>,
+    measurements: Vec<PathBuf>,
+    /// Accepted PCR values of an enclave image file of your own build, computed here. Repeat for any of several images.
+    #[arg(long = "image", value_name = "FILE.eif")]
+    images: Vec<PathBuf>,
 }
 
 impl KeyArguments {
@@ -80,14 +90,59 @@ impl Secret {
 }
 
 impl MeasurementArguments {
-    /// All values of both kinds.
+    /// All values of all kinds.
+    ///
+    /// What some images have and others lack (PCR8 of a signed image) is not among them: it would refuse those others.
     pub(crate) fn read(&self) -> Result<Vec<PcrArgument>, Failure> {
-        let mut pcrs = self.pcrs.clone();
-        if let Some(path) = &self.measurements {
-            let json = read_bounded(path, MAX_MEASUREMENTS)?;
-            pcrs.extend(parse_eif(&json).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?);
+        Ok(self.pcrs.iter().copied().chain(shared(&self.files()?)).collect())
+    }
+
+    /// The images, each with its own values.
+    ///
+    /// Values given by `--pcr` are one more image if there is but one for each register; else each PCR0 is one, which covers all of
+    /// an image. A single PCR16 or PCR17 is that of all images.
+    pub(crate) fn images(&self) -> Result<Vec<Image>, Failure> {
+        let mut images = self.files()?;
+        let (extended, of_image): (Vec<PcrArgument>, _) =
+            self.pcrs.iter().partition(|pcr| [PCR_OF_MODELS, PCR_OF_CONFIGURATION].contains(&pcr.index));
+        let lists = join(of_image);
+        if lists.values().all(|values| values.len() == 1) {
+            let one: Image = lists.iter().filter_map(|(index, values)| Some((*index, *values.first()?))).collect();
+            images.extend((!one.is_empty()).then_some(one));
+        } else {
+            images.extend(lists.get(&0).into_iter().flatten().map(|digest| Image::from([(0, *digest)])));
         }
-        Ok(pcrs)
+        for (index, values) in join(extended) {
+            if let [value] = values.as_slice() {
+                for image in &mut images {
+                    image.entry(index).or_insert(*value);
+                }
+            }
+        }
+        Ok(images)
+    }
+
+    /// The lists for a key policy: as [`Self::read`], but without PCR8 of files, for PCR0 covers what the signer signed.
+    pub(crate) fn lists(&self) -> Result<BTreeMap<u8, Vec<Pcr>>, Failure> {
+        let of_files = shared(&self.files()?).into_iter().filter(|pcr| pcr.index != PCR_OF_SIGNER);
+        let mut lists = join(self.pcrs.iter().copied().chain(of_files));
+        for values in lists.values_mut() {
+            values.sort_unstable();
+            values.dedup();
+        }
+        Ok(lists)
+    }
+
+    fn files(&self) -> Result<Vec<Image>, Failure> {
+        let mut images = Vec::new();
+        for path in &self.measurements {
+            let json = read_bounded(path, MAX_MEASUREMENTS)?;
+            images.extend(parse_images(&json).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?);
+        }
+        for path in &self.images {
+            images.push(TrustedImage::measure(path)?.pcrs().iter().map(|pcr| (pcr.index, pcr.value)).collect());
+        }
+        Ok(images)
     }
 }
 
@@ -109,6 +164,13 @@ pub(crate) fn suite(text: &str) -> Result<Suite, String> {
 /// Seconds.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     text.parse().map(Duration::from_secs).map_err(|_| "expected whole seconds".to_owned())
+}
+
+/// A time in RFC 3339.
+pub(crate) fn time(text: &str) -> Result<UnixMillis, String> {
+    let at = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "expected a time like 2026-11-21T10:00:00Z")?;
+    let millis = at.unix_timestamp_nanos() / 1_000_000;
+    u64::try_from(millis).map(UnixMillis).map_err(|_| "expected a time after 1970".to_owned())
 }
 
 /// `KEY=VALUE`.
@@ -160,6 +222,12 @@ fn key_of_file(content: &[u8]) -> Option<WrappingKey> {
     key_of_hex(text)
 }
 
+/// AWS, "Cryptographic attestation": PCR8 holds the signing certificate of the image.
+pub(crate) const PCR_OF_SIGNER: u8 = 8;
+/// docs/PROTOCOL.md, section 10.
+pub(crate) const PCR_OF_MODELS: u8 = 16;
+/// docs/PROTOCOL.md, section 9.
+pub(crate) const PCR_OF_CONFIGURATION: u8 = 17;
 const MAX_KEY_FILE: u64 = 4096;
 const MAX_MEASUREMENTS: u64 = 64 * 1024;
 const MAX_ROOT: u64 = 64 * 1024;

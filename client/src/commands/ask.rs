@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use sealing::message::Suite;
 use serde_json::{Value, json};
 use subrosa_client::answer::{Answer, Complete};
+use subrosa_client::key_policy::KeyPolicyVerdict;
 use subrosa_client::live::Verification;
 use subrosa_client::measurements::join;
 use subrosa_client::request::DEFAULT_MODEL;
@@ -159,7 +160,7 @@ impl Ask {
                 || self.max_age.is_some()
                 || self.min_release.is_some()
                 || self.danger_allow_debug;
-            let what = "give --pcr or --measurements: without an expected measurement any enclave would do";
+            let what = "give --pcr, --measurements or --image: without an expected measurement any enclave would do";
             return if asked { Err(Failure::usage(what)) } else { Ok(None) };
         }
         let usual = Verification::of(pcrs);
@@ -206,10 +207,14 @@ impl Ask {
                 "usage": usage,
                 "model": complete.model(),
                 "message_id": complete.message_id().to_string(),
+                "key_policy": complete.key_policy().map(KeyPolicyVerdict::to_json),
             });
             return print(&end.to_string());
         }
         print("")?;
+        if let Some(verdict) = complete.key_policy().filter(|verdict| verdict.open().is_some_and(|open| open > 0)) {
+            note(&format!("subrosa: warning: the policy of {}: {}", self.kms_key, verdict.to_line()));
+        }
         let reason = complete.finish_reason().unwrap_or("unknown");
         let tokens = usage.map_or_else(String::new, |usage| {
             format!(", {} tokens in, {} out", usage.prompt_tokens, usage.completion_tokens)

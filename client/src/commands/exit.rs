@@ -11,6 +11,8 @@ use subrosa_client::client::{AskError, BuildError};
 use subrosa_client::completion::CompletionError;
 use subrosa_client::data_key::DataKeyError;
 use subrosa_client::files::FileError;
+use subrosa_client::image::file::FileError as ImageFileError;
+use subrosa_client::sizing::model::ModelError;
 use subrosa_client::transport::TransportError;
 
 /// The kinds of failure that a script can tell apart.
@@ -104,6 +106,18 @@ impl From<FileError> for Failure {
             error @ FileError::Seal(SealError::Context(_)) => Self::usage(format!("--context: {error}")),
             error => Self::new(Exit::Other, error),
         }
+    }
+}
+
+impl From<ImageFileError> for Failure {
+    fn from(error: ImageFileError) -> Self {
+        Self::new(if error.is_about_signature() { Exit::Mismatch } else { Exit::Other }, error)
+    }
+}
+
+impl From<ModelError> for Failure {
+    fn from(error: ModelError) -> Self {
+        Self::new(Exit::Other, error)
     }
 }
 

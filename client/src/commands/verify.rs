@@ -12,13 +12,14 @@ use clap::Args;
 use serde_json::{Value, json};
 use subrosa_client::appraisal::{Appraisal, Demands, Outcome};
 use subrosa_client::evidence::Evidence;
+use subrosa_client::key_policy::KeyPolicyVerdict;
 use subrosa_client::live::{self, LiveError, Verification};
 use subrosa_client::measurements::join;
 use subrosa_client::transport::{Deadlines, MAX_EVIDENCE, Transport};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::arguments::{MeasurementArguments, anchor, read_bounded, seconds};
+use super::arguments::{MeasurementArguments, anchor, read_bounded, seconds, time};
 use super::exit::{Exit, Failure};
 use super::output::print;
 
@@ -207,6 +208,9 @@ impl Report {
             members.insert("models".to_owned(), models.into());
             members.insert("configuration".to_owned(), hex::encode(keyset.configuration).into());
             members.insert("not_after".to_owned(), keyset.not_after.into());
+            let verdicts =
+                keyset.model_key_policy.as_deref().map(|text| KeyPolicyVerdict::read(text).to_json().clone());
+            members.insert("model_key_policy".to_owned(), verdicts.into());
         }
         report
     }
@@ -248,6 +252,9 @@ fn keyset_lines(keyset: &Keyset) -> Vec<String> {
         lines.push(format!("              model {} {}", name.escape_debug(), hex::encode(digest)));
     }
     lines.push(format!("              configuration {}", hex::encode(keyset.configuration)));
+    for verdict in keyset.model_key_policy.iter().flat_map(|text| KeyPolicyVerdict::read_list(text)) {
+        lines.push(format!("              model key: {}", verdict.to_line()));
+    }
     lines
 }
 
@@ -266,7 +273,7 @@ fn words(question: &str) -> (&'static str, &'static str, &'static str) {
         ),
         "measurements" => (
             "measurements:",
-            "give --pcr or --measurements",
+            "give --pcr, --measurements or --image",
             "Do not send it anything. If the image was updated, take the new values from a build of your own, never from the document.",
         ),
         _ => ("keyset:      ", "the evidence holds none", "Do not rely on anything that this keyset says."),
@@ -280,12 +287,6 @@ fn is_failed(outcome: &Outcome) -> bool {
 fn rfc3339(time: UnixMillis) -> String {
     let at = OffsetDateTime::from_unix_timestamp_nanos(i128::from(time.0) * 1_000_000).ok();
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| time.to_string())
-}
-
-fn time(text: &str) -> Result<UnixMillis, String> {
-    let at = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "expected a time like 2026-11-21T10:00:00Z")?;
-    let millis = at.unix_timestamp_nanos() / 1_000_000;
-    u64::try_from(millis).map(UnixMillis).map_err(|_| "expected a time after 1970".to_owned())
 }
 
 /// clap would take a bare vector for a repeated argument.
@@ -303,7 +304,7 @@ const HELP: &str = "\
 Three questions, three answers; what was not asked for is reported as not checked and does not fail:
   signature     did a Nitro hypervisor sign this, under AWS's root?         always asked
   freshness     is it recent (--max-age), and made for me (--nonce)?        a future timestamp always fails
-  measurements  is it the code I want (--pcr, --measurements)?              debug mode always fails
+  measurements  is it the code I want (--pcr, --measurements, --image)?     debug mode always fails
                 PCR0 is the image: without it among them no code is pinned (image_pinned in the JSON)
 
 Examples:

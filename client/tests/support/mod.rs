@@ -236,6 +236,7 @@ impl Forged {
             in_reply_to: self.in_reply_to,
             content_type: self.content_type.clone(),
             content_length: None,
+            key_policy: None,
         };
         let mut message = writer.header().to_vec();
         writer.write(head.to_frames(512).unwrap().as_bytes(), &mut message).unwrap();
