@@ -28,12 +28,13 @@ fn linked_by(package: &str) -> BTreeSet<String> {
     names.lines().filter_map(|line| line.split(' ').next()).filter(|name| *name != package).map(str::to_owned).collect()
 }
 
-const OURS: [&str; 11] = [
+const OURS: [&str; 12] = [
     "address",
     "attestation",
     "enclave",
     "inference",
     "kms-policies",
+    "model-header",
     "parent",
     "sealing",
     "simulator",
@@ -52,9 +53,14 @@ fn names(list: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn leaves_know_nothing_of_each_other() {
-    for leaf in ["address", "attestation", "inference", "kms-policies", "sealing", "vectors"] {
+    for leaf in ["address", "attestation", "kms-policies", "model-header", "sealing", "vectors"] {
         assert_eq!(ours(leaf), names(&[]), "{leaf}");
     }
+}
+
+#[test]
+fn the_engine_knows_its_models_header_and_nothing_else_of_ours() {
+    assert_eq!(ours("inference"), names(&["model-header"]));
 }
 
 #[test]
@@ -64,13 +70,22 @@ fn the_parent_can_name_no_part_that_reads_messages_or_documents() {
 
 #[test]
 fn the_client_links_neither_the_enclave_nor_the_parent() {
-    assert_eq!(ours("subrosa-client"), names(&["attestation", "kms-policies", "sealing"]));
+    assert_eq!(ours("subrosa-client"), names(&["attestation", "kms-policies", "model-header", "sealing"]));
+}
+
+#[test]
+fn the_client_plans_without_the_engine() {
+    let below = linked_by("subrosa-client");
+    for forbidden in ["inference", "candle-core", "tokenizers", "rayon"] {
+        assert!(!below.contains(forbidden), "the client links {forbidden}");
+    }
 }
 
 #[test]
 fn the_enclave_links_its_leaves_alone() {
     let mine = ours("enclave");
-    assert!(mine.is_subset(&names(&["address", "attestation", "inference", "kms-policies", "sealing"])), "{mine:?}");
+    let leaves = ["address", "attestation", "inference", "kms-policies", "model-header", "sealing"];
+    assert!(mine.is_subset(&names(&leaves)), "{mine:?}");
 }
 
 #[test]
@@ -105,7 +120,7 @@ fn the_model_can_name_no_socket_no_key_and_no_security_module() {
 
 #[test]
 fn the_pure_leaves_link_no_runtime_and_no_driver() {
-    for leaf in ["attestation", "sealing", "kms-policies"] {
+    for leaf in ["attestation", "sealing", "kms-policies", "model-header"] {
         let below = linked_by(leaf);
         for forbidden in ["tokio", "hyper", "mio", "socket2", "nix"] {
             assert!(!below.contains(forbidden), "{leaf} links {forbidden}");

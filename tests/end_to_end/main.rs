@@ -5,6 +5,7 @@
 mod answers;
 mod evidence;
 mod images;
+mod key_policies;
 mod kms;
 mod lifecycle;
 mod messages;

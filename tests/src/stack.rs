@@ -2,22 +2,26 @@
 //! forwarders on every link of the parent.
 
 mod identities;
+mod machine;
 mod supply;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use simulator::authority::Authority;
 use simulator::kms;
+use simulator::notary::Notary;
 use subrosa_client::{Client, ClientBuilder};
 use tempfile::TempDir;
 
 pub use identities::{
     ACCOUNT, ADMINISTRATOR, ANSWER_READER, APPLICATION, ENCLAVE, Identity, MODEL_SUPPLIER, PROMPT_WRITER, REGION,
 };
+pub use machine::Machine;
 pub use supply::{Measured, TENANT};
 
 use crate::programs::{self, Running, until};
@@ -35,6 +39,8 @@ pub struct Options {
     pub model: PathBuf,
     /// `limits` of the configuration document.
     pub limits: Value,
+    /// `key_policies` of the configuration document.
+    pub key_policies: Option<&'static str>,
     /// Further arguments of the parent.
     pub parent_arguments: Vec<String>,
     /// The environment in which the parent finds its credentials; without one, keys that do not expire.
@@ -43,6 +49,10 @@ pub struct Options {
     pub ready_within: Option<Duration>,
     /// Whether recording forwarders stand between parent and enclave. They cost time: a benchmark goes without.
     pub recorded: bool,
+    /// What runs the enclave instead of the simulated hypervisor; `program`, `trusted_program` and `debug` are then its affair.
+    pub machine: Option<Arc<dyn Machine>>,
+    /// Whether the simulated KMS signs documents that nobody has signed, as those of an emulated module.
+    pub danger_notary: bool,
 }
 
 impl Options {
@@ -58,10 +68,13 @@ impl Options {
             debug: false,
             model: programs::project().join("tests/demo-model/subrosa-intake.gguf"),
             limits: Value::Null,
+            key_policies: None,
             parent_arguments: Vec::new(),
             parent_credentials: None,
             ready_within: Some(Duration::from_secs(60)),
             recorded: true,
+            machine: None,
+            danger_notary: false,
         })
     }
 }
@@ -82,6 +95,9 @@ pub struct Stack {
     pub parent: Running,
     /// The hypervisor, and the enclave in it.
     pub hypervisor: Running,
+    /// What else the hypervisor needs.
+    _beside: Vec<Running>,
+    kms_address: SocketAddr,
     front_door: SocketAddr,
     direct_front_door: SocketAddr,
     taps: Vec<Tap>,
@@ -95,18 +111,22 @@ impl Stack {
     pub async fn start(options: Options) -> io::Result<Stack> {
         let folder = tempfile::Builder::new().prefix("subrosa-").tempdir()?;
         let at = |name: &str| folder.path().join(name);
-        let authority = Authority::open_or_create(&at("authority")).map_err(io::Error::other)?;
+        let authority = Arc::new(Authority::open_or_create(&at("authority")).map_err(io::Error::other)?);
         let principals = identities::principals().map_err(io::Error::other)?;
-        let settings = kms::Settings::on_loopback(at("kms"), authority.root_pem().into(), principals);
+        let mut settings = kms::Settings::on_loopback(at("kms"), authority.root_pem().into(), principals);
+        settings.danger_notary = options.danger_notary.then(|| Notary::new(authority, REGION));
         let kms = kms::Server::start(settings).await.map_err(io::Error::other)?;
         std::fs::write(at("image.toml"), format!("release = 1\nkms_roots = \"\"\"\n{}\"\"\"\n", kms.ca_pem()))?;
-        let measured = supply::measure(&options.trusted_program, &at("image.toml"))?;
+        let measured = match &options.machine {
+            Some(machine) => machine.measure(folder.path())?,
+            None => supply::measure(&options.trusted_program, &at("image.toml"))?,
+        };
 
         let model_key = supply::model_key(&kms, &measured).await?;
         let packs = at("model-packs");
         std::fs::create_dir(&packs)?;
         let manifest = supply::seal_pack(&kms, &model_key, &options.model, &packs).await?;
-        let configuration = supply::configuration(&model_key, &manifest, &options.limits);
+        let configuration = supply::configuration(&model_key, &manifest, &options);
         std::fs::write(at("configuration.json"), &configuration)?;
         let measured = measured.with_model_and_configuration(&manifest, &configuration);
         let customer_key = supply::customer_key(&kms, &measured).await?;
@@ -124,7 +144,10 @@ impl Stack {
         taps.push(front_tap);
 
         let parent = start_parent(&options, folder.path(), direct_front_door, kms_address)?;
-        let hypervisor = start_hypervisor(&options.program, options.debug, folder.path())?;
+        let (hypervisor, beside) = match &options.machine {
+            Some(machine) => machine.start(folder.path())?,
+            None => (start_hypervisor(&options.program, options.debug, folder.path())?, Vec::new()),
+        };
         let stack = Stack {
             folder,
             options,
@@ -134,6 +157,8 @@ impl Stack {
             measured,
             parent,
             hypervisor,
+            _beside: beside,
+            kms_address,
             front_door,
             direct_front_door,
             taps,
@@ -211,6 +236,17 @@ impl Stack {
     /// The root that the simulated hypervisor's documents lead to.
     pub fn attestation_root(&self) -> PathBuf {
         self.folder().join("authority/root.pem")
+    }
+
+    /// Kills the parent, and starts another in its place.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn restart_parent(&mut self) -> io::Result<()> {
+        self.parent.signal(nix::sys::signal::Signal::SIGKILL)?;
+        self.parent.ended(Duration::from_secs(10)).await?;
+        self.parent = start_parent(&self.options, self.folder.path(), self.direct_front_door, self.kms_address)?;
+        Ok(())
     }
 
     /// Ends the enclave as the owner of the machine can: at once.

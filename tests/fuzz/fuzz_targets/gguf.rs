@@ -6,6 +6,10 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let plan = Plan::from_header(data);
+    if let Ok(plan) = &plan {
+        // What a plan adds up is a stranger's numbers.
+        assert!(plan.activations.bytes(256, plan.context_length, 64) > 0);
+    }
     let loaded = Model::load(data, &LoadOptions { threads: 1, ..LoadOptions::default() });
     if let Ok(model) = loaded {
         assert!(plan.is_ok());

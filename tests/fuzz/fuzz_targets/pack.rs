@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn read(archive: &[u8], manifest: [u8; 48], piece: usize) -> Result<Pack, PackError> {
-    let mut reader = PackReader::new(manifest, LIMIT);
+    let mut reader = PackReader::new(manifest, LIMIT, LIMIT);
     archive.chunks(piece).try_for_each(|piece| reader.push(piece))?;
     reader.finish()
 }

@@ -3,4 +3,5 @@
 pub mod authority;
 pub mod hypervisor;
 pub mod kms;
+pub mod notary;
 pub mod nsm;

@@ -323,6 +323,20 @@ async fn nitro_tpm_documents_are_told_apart_and_refused() {
 }
 
 #[tokio::test]
+async fn a_kms_with_a_notary_takes_only_what_nobody_has_signed() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = std::sync::Arc::new(simulator::authority::Authority::ephemeral().unwrap());
+    let mut settings = stand::settings(&folder, &authority);
+    settings.danger_notary = Some(simulator::notary::Notary::new(authority.clone(), "us-east-1"));
+    let stand = Stand { kms: simulator::kms::Server::start(settings).await.unwrap(), authority, folder };
+    let signed = Attester::start(&stand.authority, &Image::good()).document();
+    let call = stand.client(ADMINISTRATOR).generate_random().number_of_bytes(8).recipient(recipient(signed));
+    let refused = call.send().await.unwrap_err();
+    assert_eq!(refused.code(), Some("ValidationException"));
+    assert!(refused.message().unwrap().contains("notary"), "{refused:?}");
+}
+
+#[tokio::test]
 async fn faults_and_lies_happen_when_asked_for_and_only_then() {
     let stand = Stand::start().await;
     let (client, key) = (stand.client(ADMINISTRATOR), new_key(&stand).await);

@@ -11,12 +11,13 @@ use aws_sdk_kms::error::DisplayErrorContext;
 use kms_policies::Policy;
 use kms_policies::templates::{self, CustomerRoles, Measurements, ModelPackRoles};
 use sealing::message::{EncryptionContext, Suite};
-use serde_json::{Value, json};
+use serde_json::json;
 use simulator::kms;
 use subrosa_client::data_key::{KeySource, KmsKey};
 use subrosa_client::files::{self, SealOptions};
 use subrosa_client::pack::{self, Entry, Packed};
 
+use super::Options;
 use super::identities::{
     self, ADMINISTRATOR, ANSWER_READER, APPLICATION, ENCLAVE, MODEL_SUPPLIER, PROMPT_WRITER, REGION,
 };
@@ -114,7 +115,7 @@ pub(super) async fn seal_pack(kms: &kms::Handle, key: &str, model: &Path, packs:
 }
 
 /// The configuration document (docs/PROTOCOL.md, section 9).
-pub(super) fn configuration(model_key: &str, manifest: &[u8; 48], limits: &Value) -> Vec<u8> {
+pub(super) fn configuration(model_key: &str, manifest: &[u8; 48], options: &Options) -> Vec<u8> {
     let mut document = json!({
         "version": 1,
         "region": REGION,
@@ -123,8 +124,11 @@ pub(super) fn configuration(model_key: &str, manifest: &[u8; 48], limits: &Value
             "name": MODEL, "key_arn": model_key, "manifest_sha384": hex::encode(manifest), "model": MODEL, "version": VERSION,
         }],
     });
-    if let (Some(document), false) = (document.as_object_mut(), limits.is_null()) {
-        document.insert("limits".to_owned(), limits.clone());
+    if !options.limits.is_null() {
+        document["limits"] = options.limits.clone();
+    }
+    if let Some(key_policies) = options.key_policies {
+        document["key_policies"] = key_policies.into();
     }
     document.to_string().into_bytes()
 }

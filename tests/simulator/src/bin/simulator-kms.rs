@@ -5,9 +5,12 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
+use simulator::authority::{Authority, AuthorityError};
 use simulator::kms::{Principals, PrincipalsError, Server, Settings, StartError};
+use simulator::notary::Notary;
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -33,6 +36,9 @@ struct Arguments {
     /// A region to serve; may be given several times.
     #[arg(long = "region", default_value = "us-east-1")]
     regions: Vec<String>,
+    /// Folder of the authority that signs the unsigned documents of enclaves under QEMU as they arrive; all others are refused.
+    #[arg(long)]
+    danger_notary: Option<PathBuf>,
 }
 
 #[derive(Debug, Error)]
@@ -41,6 +47,8 @@ enum RunError {
     File { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
     Principals(#[from] PrincipalsError),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
     #[error(transparent)]
     Start(#[from] StartError),
     #[error("cannot run: {0}")]
@@ -58,11 +66,15 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), RunError> {
-    let Arguments { listen, control, state, attestation_root, principals, regions } = arguments;
+    let Arguments { listen, control, state, attestation_root, principals, regions, danger_notary } = arguments;
     let read = |path: PathBuf| fs::read(&path).map_err(|source| RunError::File { path, source });
     let attestation_root_pem = read(attestation_root)?;
     let principals = Principals::parse(&String::from_utf8_lossy(&read(principals)?))?;
-    let settings = Settings { listen, control, state, attestation_root_pem, principals, regions };
+    let danger_notary = match (danger_notary, regions.first()) {
+        (Some(folder), Some(region)) => Some(Notary::new(Arc::new(Authority::open_or_create(&folder)?), region)),
+        _ => None,
+    };
+    let settings = Settings { listen, control, state, attestation_root_pem, principals, regions, danger_notary };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);

@@ -41,6 +41,8 @@ use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::notary::Notary;
+
 pub use faults::{Fault, FaultKind, Faults, Layout, Lie};
 pub use journal::{Entry, Journal};
 pub use principals::{Principal, Principals, PrincipalsError};
@@ -61,13 +63,17 @@ pub struct Settings {
     pub principals: Principals,
     /// The regions served; the first is where a request without another is answered.
     pub regions: Vec<String>,
+    /// Where enclaves run under QEMU, whose documents nobody signs: who signs them on arrival. Every other document is
+    /// then refused. Usually `None`.
+    pub danger_notary: Option<Notary>,
 }
 
 impl Settings {
     /// A free port of 127.0.0.1, region us-east-1, no control interface.
     pub fn on_loopback(state: PathBuf, attestation_root_pem: Vec<u8>, principals: Principals) -> Self {
         let listen = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
-        Self { listen, control: None, state, attestation_root_pem, principals, regions: vec!["us-east-1".to_owned()] }
+        let regions = vec!["us-east-1".to_owned()];
+        Self { listen, control: None, state, attestation_root_pem, principals, regions, danger_notary: None }
     }
 }
 
@@ -105,7 +111,7 @@ pub struct Server;
 impl Server {
     /// Starts serving on the current tokio runtime; it serves until the handle is dropped.
     pub async fn start(settings: Settings) -> Result<Handle, StartError> {
-        let Settings { listen, control, state, attestation_root_pem, principals, regions } = settings;
+        let Settings { listen, control, state, attestation_root_pem, principals, regions, danger_notary } = settings;
         if regions.is_empty() {
             return Err(StartError::NoRegion);
         }
@@ -118,6 +124,7 @@ impl Server {
             journal: Journal::default(),
             anchor,
             regions,
+            notary: danger_notary,
         });
         let mut tasks = JoinSet::new();
         let listener = bind(listen).await?;
@@ -193,6 +200,7 @@ struct Service {
     journal: Journal,
     anchor: TrustAnchor,
     regions: Vec<String>,
+    notary: Option<Notary>,
 }
 
 impl Service {

@@ -39,6 +39,12 @@ impl Service {
             }
         }
         let bytes = attestation_document.ok_or_else(|| KmsError::missing("recipient.attestationDocument"))?.0;
+        let bytes = match &self.notary {
+            Some(notary) => notary.sign(&bytes).map_err(|error| {
+                KmsError::validation(format!("The attestation document is not for this notary: {error}"))
+            })?,
+            None => bytes.to_vec(),
+        };
         let document = Document::parse(&bytes).map_err(|error| match error {
             ParseError::NitroTpm => KmsError::validation("The attestation document is a NitroTPM's, not an enclave's"),
             other => KmsError::validation(format!("The attestation document cannot be read: {other}")),

@@ -16,20 +16,25 @@ use super::ModuleError;
 use crate::authority::Credentials;
 
 /// What a document says, beside its certificates.
-pub(super) struct Statement<'a> {
-    pub(super) module_id: &'a str,
-    pub(super) timestamp: UnixMillis,
-    pub(super) pcrs: BTreeMap<u8, Pcr>,
-    pub(super) public_key: Option<&'a [u8]>,
-    pub(super) user_data: Option<&'a [u8]>,
-    pub(super) nonce: Option<&'a [u8]>,
+pub(crate) struct Statement<'a> {
+    pub(crate) module_id: &'a str,
+    pub(crate) timestamp: UnixMillis,
+    pub(crate) pcrs: BTreeMap<u8, Pcr>,
+    pub(crate) public_key: Option<&'a [u8]>,
+    pub(crate) user_data: Option<&'a [u8]>,
+    pub(crate) nonce: Option<&'a [u8]>,
 }
 
 /// Writes and signs a document.
-pub(super) fn sign(statement: &Statement<'_>, credentials: &Credentials) -> Result<Vec<u8>, ModuleError> {
-    let payload = serde_cbor::to_vec(&Payload { statement, credentials }).map_err(|_| ModuleError::Encoding)?;
+pub(crate) fn sign(statement: &Statement<'_>, credentials: &Credentials) -> Result<Vec<u8>, ModuleError> {
+    let payload = payload(statement, credentials)?;
     let message = CoseSign1::new::<Deferred>(&payload, &HeaderMap::new(), &Key(&credentials.key));
     message.and_then(|message| message.as_bytes(false)).map_err(|_| ModuleError::Encoding)
+}
+
+/// What is signed.
+pub(crate) fn payload(statement: &Statement<'_>, credentials: &Credentials) -> Result<Vec<u8>, ModuleError> {
+    serde_cbor::to_vec(&Payload { statement, credentials }).map_err(|_| ModuleError::Encoding)
 }
 
 struct Payload<'a> {

@@ -3,7 +3,7 @@
 //! [`Module`] is the state; [`serve`] answers requests over a socket, in CBOR as the device takes them; [`Client`] is the
 //! other end, for an enclave program under the simulated hypervisor.
 
-mod document;
+pub(crate) mod document;
 mod module;
 mod wire;
 
