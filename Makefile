@@ -1,6 +1,6 @@
 # Subrosa. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help tools build demo test check evaluate bench fuzz
+.PHONY: help tools build demo test test-qemu check evaluate eif reproduce eif-oracle run-enclave bench fuzz
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
@@ -24,6 +24,9 @@ demo: build ## the whole path on this machine: ask, see the answer, see what is 
 test: build ## every test; third-party vectors from $$SUBROSA_VECTORS or ../shared/testdata
 	@bash tests/run.sh
 
+test-qemu: tools ## boot the image in QEMU, and show what it answers and what it refuses
+	@bash tests/qemu.sh
+
 check: tools ## formatting, lints, dependency rules
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --locked --release --workspace --all-targets -- -D warnings
@@ -35,8 +38,20 @@ evaluate: build ## the demonstration model on its held-out notes: in our engine,
 	@target/release/examples/evaluate --model $(MODEL) --held-out tests/demo-model/held-out-unseen-drugs.jsonl
 	@python3 tests/demo-model/llama_cpp_check.py
 
+eif: tools ## the enclave image and its measurements, into target/eif (docs/MEASUREMENTS.md)
+	@bash enclave/image/build.sh
+
+reproduce: tools ## build program and kernel again elsewhere, and compare every byte
+	@bash enclave/image/reproduce.sh
+
 bench: build ## measure: sealing, attestation, end to end (ratios within one run)
 	@bash tests/bench.sh
 
 fuzz: tools ## run each fuzz target for FUZZ_SECONDS (20)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) bash tests/fuzz.sh
+
+eif-oracle: build ## compare the image reader with AWS's own crate (built once, 4 minutes of CPU); IMAGES=FILES adds yours
+	@bash tests/eif-oracle.sh $(IMAGES)
+
+run-enclave: ## start EIF= with MEMORY= (MiB), CPUS=, CID= on a Nitro instance, and stay with it; DEBUG=1 shows its console
+	@EIF=$(or $(EIF),target/eif/subrosa.eif) MEMORY=$(MEMORY) CPUS=$(or $(CPUS),2) CID=$(or $(CID),16) DEBUG=$(DEBUG) bash deploy/run-enclave.sh
