@@ -1,6 +1,6 @@
 //! QEMU's `nitro-enclave` machine as the hypervisor of a stack, with vhost-device-vsock as the other end of its vsock.
 //!
-//! Always under TCG: a `/dev/kvm` may be there and not be able to run a guest's kernel.
+//! Under TCG unless told otherwise: a `/dev/kvm` may be there and not be able to run a guest's kernel.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -81,7 +81,8 @@ impl Machine for Qemu {
         let mut arguments = vec!["-L".to_owned(), self.parts.firmware.display().to_string()];
         let mut option = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         option("-M", machine);
-        option("-accel", "tcg".to_owned());
+        // `kvm`, where that truly runs a guest's kernel.
+        option("-accel", std::env::var("SUBROSA_QEMU_ACCEL").unwrap_or_else(|_| "tcg".to_owned()));
         option("-cpu", "max".to_owned());
         option("-m", format!("{}M", self.mebibytes));
         option("-smp", "2".to_owned());

@@ -40,17 +40,18 @@ main() {
         printf '%s\n' "$into/bzImage"
         return
     fi
-    exec 9>"$cache/kernel/lock"
-    flock 9
     key=$(inputs | sha256sum | cut -c 1-16)
     folder=$cache/kernel/$key
-    if [ ! -e "$folder/bzImage" ] && [ -n "${KERNEL_SOURCE_ANY-}${KERNEL_SOURCE-}" ]; then
-        tarball # may change what the inputs are
-        key=$(inputs | sha256sum | cut -c 1-16)
-        folder=$cache/kernel/$key
+    if [ -e "$folder/bzImage" ]; then
+        printf '%s\n' "$folder/bzImage"
+        return
     fi
+    exec 9>"$cache/kernel/lock"
+    flock 9
+    tarball # with KERNEL_SOURCE_ANY it may be another, and so is then the kernel
+    key=$(inputs | sha256sum | cut -c 1-16)
+    folder=$cache/kernel/$key
     if [ ! -e "$folder/bzImage" ]; then
-        tarball
         rm -rf "$cache"/kernel/.building.*
         work=$(mktemp -d "$cache/kernel/.building.XXXXXX")
         trap 'rm -rf "$work"' EXIT
@@ -97,7 +98,7 @@ tarball() {
         command -v apt-get >/dev/null || fail "no apt here: give the kernel by KERNEL=FILE, or its source by KERNEL_SOURCE=FILE"
         state=$cache/apt-$(release_here)
         apt_state "$state" "$(release_here)"
-        offered=$(APT_CONFIG="$state/apt.conf" apt-cache madison "$package" | awk -F' *[|] *' '{ print $2 }')
+        offered=$(APT_CONFIG="$state/apt.conf" apt-cache madison "$package" | awk -F' *[|] *' '!seen[$2]++ { print $2 }')
         if ! grep -qxF "$version" <<<"$offered"; then
             [ -n "${KERNEL_SOURCE_ANY-}" ] ||
                 fail "apt no longer offers $package $version (it has: $(tr '\n' ' ' <<<"$offered")). Give the tarball by" \
