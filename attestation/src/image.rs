@@ -138,9 +138,14 @@ impl<'a> Image<'a> {
     /// None for the images of other people. What is shown here is what the program of PCR1 reads.
     ///
     /// # Errors
-    /// When the file is there, but the ramdisk holds more than it, so that a kernel might unpack another one.
+    /// When the file is there, but anything else is beside it: more in its ramdisk, or another ramdisk than the program's. A kernel
+    /// reads all ramdisks as one, so that a file in one of them can swallow the next.
     pub fn configuration(&self) -> Result<Option<&'a [u8]>, ConfigurationError> {
-        self.ramdisks().last().map_or(Ok(None), configuration::find)
+        let Some(found) = self.ramdisks().last().map_or(Ok(None), configuration::find)? else { return Ok(None) };
+        match self.ramdisks().count() {
+            configuration::RAMDISKS => Ok(Some(found)),
+            count => Err(ConfigurationError::Ramdisks { count }),
+        }
     }
 }
 

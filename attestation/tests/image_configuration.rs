@@ -20,7 +20,7 @@ const FOLDER: u32 = 0o040_755;
 const PATH: &str = "etc/subrosa/image.toml";
 
 fn configuration(ramdisk: Vec<u8>) -> Result<Option<Vec<u8>>, ConfigurationError> {
-    let file = Draft::golden().with(RAMDISK, ramdisk).file();
+    let file = Draft::golden().without(RAMDISK).with(RAMDISK, "the program's").with(RAMDISK, ramdisk).file();
     Image::parse(&file).unwrap().configuration().map(|found| found.map(<[u8]>::to_vec))
 }
 
@@ -45,6 +45,20 @@ fn images_of_other_people_have_no_configuration() {
     }
     let first = Draft::golden().without(RAMDISK).with(RAMDISK, configured("release = 1")).with(RAMDISK, "opaque");
     assert_eq!(Image::parse(&first.file()).unwrap().configuration(), Ok(None));
+}
+
+/// A kernel reads all ramdisks as one: a file of the second, whose stated length is that of the third, swallows the third.
+#[test]
+fn a_configuration_in_another_than_the_second_of_two_ramdisks_is_not_believed() {
+    for before in [0, 2, 3] {
+        let mut image = Draft::golden().without(RAMDISK);
+        for _ in 0..before {
+            image = image.with(RAMDISK, "opaque");
+        }
+        let file = image.with(RAMDISK, configured("release = 1")).file();
+        let expected = Err(ConfigurationError::Ramdisks { count: before + 1 });
+        assert_eq!(Image::parse(&file).unwrap().configuration(), expected);
+    }
 }
 
 /// A kernel unpacks all of it, and the last file of a name stays.

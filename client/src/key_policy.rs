@@ -42,7 +42,11 @@ impl KeyPolicyVerdict {
     pub fn to_line(&self) -> String {
         let status = self.0.get("status").and_then(Value::as_str).unwrap_or("unknown");
         match self.open() {
-            Some(0) => format!("no way to plaintext is open but through an accepted image ({status})"),
+            Some(0) => {
+                let grants = self.0.get("grants_seen") == Some(&Value::Bool(true));
+                let unseen = if grants { "" } else { "; grants were NOT seen" };
+                format!("no way to plaintext is open but through an accepted image ({}{unseen})", status.escape_debug())
+            }
             Some(open) => {
                 let ways = self.0.get("open").and_then(Value::as_array).into_iter().flatten();
                 let way = |way: &Value| {

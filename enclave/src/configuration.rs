@@ -21,6 +21,8 @@ pub struct Configuration {
     pub models: BTreeMap<String, ModelSource>,
     /// What an open key policy means.
     pub key_policies: OnOpenPolicy,
+    /// PCR0 of other images that key policies may name beside this one: the releases before and after.
+    pub accepted_images: Vec<[u8; 48]>,
     /// The limits.
     pub limits: Limits,
     /// SHA-384 of the document's bytes.
@@ -47,8 +49,10 @@ pub enum OnOpenPolicy {
     /// The verdict says so: in the keyset for model keys, in the sealed answer for a customer's.
     #[default]
     Report,
-    /// Boot ends; a customer's request gets a sealed error.
+    /// An open way ends boot; a customer's request gets a sealed error. What KMS does not show passes: the parent can see to that.
     Refuse,
+    /// Only a policy that was read, with its grants, and found closed is good enough. Not for keys of other accounts.
+    Require,
 }
 
 /// Limits of the service.
@@ -77,7 +81,7 @@ impl Configuration {
         // serde_json's own error would quote the document; its place is enough.
         let document: Document = serde_json::from_slice(bytes)
             .map_err(|error| ConfigurationError::Malformed { line: error.line(), column: error.column() })?;
-        let Document { version, region, accounts, models, key_policies, limits } = document;
+        let Document { version, region, accounts, models, key_policies, accepted_images, limits } = document;
         if version != 1 {
             return Err(ConfigurationError::Version { found: version });
         }
@@ -105,9 +109,19 @@ impl Configuration {
                 return Err(ConfigurationError::DuplicateModel);
             }
         }
+        if accepted_images.len() > IMAGES_MAX {
+            return Err(ConfigurationError::TooManyImages { limit: IMAGES_MAX });
+        }
+        let accepted_images = accepted_images
+            .iter()
+            .map(|text| {
+                let mut pcr0 = [0; 48];
+                hex::decode_to_slice(text, &mut pcr0).map(|()| pcr0).map_err(|_| ConfigurationError::Image)
+            })
+            .collect::<Result<_, _>>()?;
         let mut sha384 = [0; 48];
         sha384.copy_from_slice(digest::digest(&digest::SHA384, bytes).as_ref());
-        Ok(Self { region, accounts, models: by_name, key_policies, limits: limits.check()?, sha384 })
+        Ok(Self { region, accounts, models: by_name, key_policies, accepted_images, limits: limits.check()?, sha384 })
     }
 
     /// Whether customers may use keys of this account.
@@ -171,6 +185,15 @@ pub enum ConfigurationError {
     /// Two models of one name.
     #[error("two models have the same name")]
     DuplicateModel,
+    /// A PCR0 that is not 96 hexadecimal digits.
+    #[error("accepted_images must be PCR0 values of 96 hexadecimal digits")]
+    Image,
+    /// More images than a rollover needs.
+    #[error("more than {limit} accepted_images")]
+    TooManyImages {
+        /// The limit.
+        limit: usize,
+    },
     /// More models than can be served.
     #[error("more than {limit} models")]
     TooManyModels {
@@ -199,6 +222,8 @@ struct Document {
     models: Vec<ModelMember>,
     #[serde(default)]
     key_policies: OnOpenPolicy,
+    #[serde(default)]
+    accepted_images: Vec<String>,
     #[serde(default)]
     limits: LimitMembers,
 }
@@ -266,6 +291,7 @@ impl Bounds {
 /// docs/PROTOCOL.md, section 3: "the configuration document, at most 262,144 bytes".
 pub const DOCUMENT_BYTES_MAX: usize = 262_144;
 const MODELS_MAX: usize = 16;
+const IMAGES_MAX: usize = 16;
 
 /// The defaults are those of docs/PROTOCOL.md, section 9; the ceilings bound memory and time whatever a document says.
 const SEALED_REQUEST_BYTES: Bounds =
@@ -326,7 +352,12 @@ pub(crate) mod tests {
         assert_eq!(of("").unwrap(), OnOpenPolicy::Report);
         assert_eq!(of(r#","key_policies":"report""#).unwrap(), OnOpenPolicy::Report);
         assert_eq!(of(r#","key_policies":"refuse""#).unwrap(), OnOpenPolicy::Refuse);
+        assert_eq!(of(r#","key_policies":"require""#).unwrap(), OnOpenPolicy::Require);
         assert!(of(r#","key_policies":"ignore""#).is_err());
+        assert!(of(r#","accepted_images":["ab"]"#).is_err());
+        let image = "cd".repeat(48);
+        let configuration = Configuration::parse(document(&format!(r#","accepted_images":["{image}"]"#)).as_bytes());
+        assert_eq!(configuration.unwrap().accepted_images, [[0xcd; 48]]);
     }
 
     #[test]

@@ -4,14 +4,18 @@
 //! enclave's own TLS. For a key of another account the verdict is `not-visible`: there its owner runs `subrosa policy check`. A
 //! verdict is a statement about one moment, and about key policy and grants alone: IAM policies are outside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use attestation::Pcr;
+use attestation::measurement::{ZERO, extend};
 use kms_policies::exposure::{Assessment, Expectation, Finding, KeyKind, Kind, Registers, assess};
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
+use crate::configuration::OnOpenPolicy;
 use crate::kms::arn::KeyArn;
 use crate::kms::{KeyPolicy, Kms, KmsError};
 use crate::platform::Clock;
@@ -28,10 +32,11 @@ pub enum Verdict {
         checked_at: u64,
         /// Whether the grants were read too. Without them, what they open is not seen.
         grants_seen: bool,
-        /// Ways to plaintext that need no accepted image, and are open now.
+        /// Ways to plaintext that need no accepted image, and are open now. Accepted are this image, and those that the configuration
+        /// names.
         open: Vec<Path>,
-        /// Other images to which the policy gives the key. (Another release, while one follows the other.)
-        other_images: usize,
+        /// Who reads answers because the policy says so.
+        readers: Vec<String>,
         /// Who could open a way.
         could_open: Vec<String>,
     },
@@ -60,23 +65,31 @@ pub struct Path {
 
 impl Verdict {
     fn new(assessment: Assessment, checked_at: u64) -> Self {
-        let Assessment { digest, grants_seen, open, could_open, weaknesses: _, by_purpose: _ } = assessment;
-        let (other, open): (Vec<_>, Vec<_>) = open.into_iter().partition(|found| found.kind == Kind::OtherImage);
-        let could_open = could_open.iter().flat_map(|found| &found.principals);
-        let could_open: std::collections::BTreeSet<&String> = could_open.collect();
+        let Assessment { digest, grants_seen, open, could_open, weaknesses: _, by_purpose } = assessment;
+        let could_open: BTreeSet<&String> = could_open.iter().flat_map(|found| &found.principals).collect();
+        let readers = by_purpose.iter().filter(|holder| holder.may == "read answers").map(|holder| &holder.principal);
+        let readers: BTreeSet<&String> = readers.collect();
         Self::Checked {
             policy_sha384: hex::encode(digest.0),
             checked_at,
             grants_seen,
             open: open.iter().map(Path::new).collect(),
-            other_images: other.len(),
+            readers: readers.into_iter().map(|name| plain(name)).collect(),
             could_open: could_open.into_iter().map(|name| plain(name)).collect(),
         }
     }
 
-    /// Whether there is a way to plaintext now.
-    pub fn is_open(&self) -> bool {
-        matches!(self, Self::Checked { open, .. } if !open.is_empty())
+    /// Whether a service under this setting may go on.
+    pub fn is_acceptable(&self, setting: OnOpenPolicy) -> bool {
+        let (is_open, is_whole) = match self {
+            Self::Checked { open, grants_seen, .. } => (!open.is_empty(), *grants_seen),
+            Self::NotVisible { .. } | Self::Unavailable { .. } => (false, false),
+        };
+        match setting {
+            OnOpenPolicy::Report => true,
+            OnOpenPolicy::Refuse => !is_open,
+            OnOpenPolicy::Require => !is_open && is_whole,
+        }
     }
 
     /// The verdict as JSON in visible ASCII, of at most `bytes_max` bytes: names are left out where they do not fit, the number of
@@ -86,12 +99,12 @@ impl Verdict {
         if whole.len() <= bytes_max {
             return whole;
         }
-        let Self::Checked { policy_sha384, checked_at, grants_seen, open, other_images, could_open } = self else {
+        let Self::Checked { policy_sha384, checked_at, grants_seen, open, readers, could_open } = self else {
             return whole;
         };
         let short = serde_json::json!({
             "status": "checked", "policy_sha384": policy_sha384, "checked_at": checked_at, "grants_seen": grants_seen,
-            "open": open.len(), "other_images": other_images, "could_open": could_open.len(),
+            "open": open.len(), "readers": readers.len(), "could_open": could_open.len(),
         });
         short.to_string()
     }
@@ -127,29 +140,64 @@ pub(crate) fn to_keyset_text(verdicts: &BTreeMap<KeyArn, Verdict>) -> String {
     format!("[{}]", entries.collect::<Vec<_>>().join(","))
 }
 
+/// The code that may have the keys, and whose credentials the parent holds.
+#[derive(Clone, Debug)]
+pub(crate) struct Accepted {
+    /// PCR0 to PCR2, 16 and 17 of this enclave, as far as they are final.
+    pub(crate) own: Registers,
+    /// PCR3: SHA384(48 zero bytes || ARN of the parent's role). Zero where it has none.
+    pub(crate) role: Pcr,
+    /// PCR0 of other accepted images.
+    pub(crate) others: Vec<Pcr>,
+}
+
+impl Accepted {
+    fn images(&self) -> Vec<Registers> {
+        let others = self.others.iter().map(|value| Registers::from([(0, *value)]));
+        std::iter::once(self.own.clone()).chain(others).collect()
+    }
+
+    /// The role of the parent's instance, if the policy names it: the module measured its ARN.
+    fn roles_of(&self, policy: &str) -> Vec<String> {
+        let words = policy.split(['"', '\\']).filter(|word| word.starts_with("arn:"));
+        words.filter(|arn| extend(&ZERO, arn.as_bytes()) == self.role).map(str::to_owned).collect()
+    }
+}
+
 /// Asks KMS, judges, and remembers for [`KEEP`].
 pub(crate) struct KeyPolicies {
     kms: Arc<Kms>,
     clock: Arc<dyn Clock>,
-    /// What this enclave is: PCR0 to PCR2, 16 and 17, as far as they are final.
-    measurements: Registers,
+    /// Who this enclave is, and which other images are accepted beside it.
+    accepted: Accepted,
+    /// Judging takes up to a second of a core for the worst of policies, and is not to be had many times at once.
+    judging: Semaphore,
     seen: Mutex<BTreeMap<KeyArn, (Instant, Arc<Verdict>)>>,
     most: NonZeroUsize,
 }
 
 impl KeyPolicies {
-    pub(crate) fn new(kms: Arc<Kms>, clock: Arc<dyn Clock>, measurements: Registers) -> Self {
-        Self { kms, clock, measurements, seen: Mutex::default(), most: KEYS_MAX }
+    pub(crate) fn new(kms: Arc<Kms>, clock: Arc<dyn Clock>, accepted: Accepted) -> Self {
+        Self { kms, clock, accepted, judging: Semaphore::new(JUDGES), seen: Mutex::default(), most: KEYS_MAX }
     }
 
-    /// The verdict on a customer's key: not older than [`KEEP`].
+    /// The verdict on a customer's key: not older than [`KEEP`], and there within [`DEADLINE`].
     pub(crate) async fn of_customer(&self, key: &KeyArn) -> Arc<Verdict> {
-        if let Some(verdict) = self.remembered(key) {
-            return verdict;
-        }
-        let verdict = Arc::new(self.ask(key, KeyKind::Customer).await);
-        self.remember(key, &verdict);
-        verdict
+        let asking = async {
+            if let Some(verdict) = self.remembered(key) {
+                return verdict;
+            }
+            let _judge = self.judging.acquire().await;
+            // Somebody else may have asked while this one waited.
+            if let Some(verdict) = self.remembered(key) {
+                return verdict;
+            }
+            let verdict = Arc::new(self.ask(key, KeyKind::Customer).await);
+            self.remember(key, &verdict);
+            verdict
+        };
+        let unavailable = |_| Arc::new(Verdict::Unavailable { checked_at: self.clock.unix_seconds() });
+        tokio::time::timeout(DEADLINE, asking).await.unwrap_or_else(unavailable)
     }
 
     /// The verdict on the key of a model pack, now.
@@ -158,7 +206,7 @@ impl KeyPolicies {
     }
 
     async fn ask(&self, key: &KeyArn, kind: KeyKind) -> Verdict {
-        let read = tokio::time::timeout(DEADLINE, self.kms.key_policy(key)).await.unwrap_or(Err(KmsError::Timeout));
+        let read = self.kms.key_policy(key).await;
         let checked_at = self.clock.unix_seconds();
         let KeyPolicy { text, grants } = match read {
             Ok(policy) => policy,
@@ -167,11 +215,11 @@ impl KeyPolicies {
         };
         let expectation = Expectation {
             kind,
-            images: vec![self.measurements.clone()],
+            images: self.accepted.images(),
+            enclave_roles: self.accepted.roles_of(&text),
             key: kms_policies::arn::KeyArn::parse(key.as_str()).ok(),
             ..Expectation::default()
         };
-        // Up to a tenth of a second of a core for the worst of policies.
         let judged = tokio::task::spawn_blocking(move || assess(&text, grants.as_deref(), &expectation)).await;
         judged.map_or(Verdict::Unavailable { checked_at }, |assessment| Verdict::new(assessment, checked_at))
     }
@@ -182,6 +230,10 @@ impl KeyPolicies {
     }
 
     fn remember(&self, key: &KeyArn, verdict: &Arc<Verdict>) {
+        // What could not be asked is asked again with the next request.
+        if matches!(**verdict, Verdict::Unavailable { .. }) {
+            return;
+        }
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= self.most.get() {
             seen.retain(|_, (when, _)| when.elapsed() < KEEP);
@@ -197,6 +249,7 @@ impl KeyPolicies {
 const DEADLINE: Duration = Duration::from_secs(5);
 /// A key is asked about on first use and then every five minutes, as long as a data key is cached.
 const KEEP: Duration = Duration::from_secs(300);
+const JUDGES: usize = 2;
 const KEYS_MAX: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const NAME_CHARACTERS_MAX: usize = 160;
 /// docs/PROTOCOL.md, section 6: the field of the answer's head.
@@ -215,7 +268,7 @@ mod tests {
             checked_at: 1_800_000_000,
             grants_seen: true,
             open: vec![way; ways],
-            other_images: 0,
+            readers: Vec::new(),
             could_open: vec!["arn:aws:iam::111122223333:role/security".to_owned()],
         }
     }
@@ -250,10 +303,33 @@ mod tests {
     }
 
     #[test]
-    fn only_a_way_that_is_open_now_is_open() {
-        assert!(checked(1).is_open());
-        assert!(!checked(0).is_open());
-        assert!(!Verdict::NotVisible { checked_at: 0 }.is_open());
-        assert!(!Verdict::Unavailable { checked_at: 0 }.is_open());
+    fn what_is_refused_depends_on_what_is_known() {
+        let mut without_grants = checked(0);
+        if let Verdict::Checked { grants_seen, .. } = &mut without_grants {
+            *grants_seen = false;
+        }
+        let not_visible = Verdict::NotVisible { checked_at: 0 };
+        let unavailable = Verdict::Unavailable { checked_at: 0 };
+        for (verdict, refuse, require) in [
+            (&checked(1), false, false),
+            (&checked(0), true, true),
+            (&without_grants, true, false),
+            (&not_visible, true, false),
+            (&unavailable, true, false),
+        ] {
+            assert!(verdict.is_acceptable(OnOpenPolicy::Report));
+            assert_eq!(verdict.is_acceptable(OnOpenPolicy::Refuse), refuse, "{verdict:?}");
+            assert_eq!(verdict.is_acceptable(OnOpenPolicy::Require), require, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn the_parents_role_is_known_by_what_the_module_measured() {
+        let role = "arn:aws:iam::111122223333:role/parent";
+        let accepted = Accepted { own: Registers::new(), role: extend(&ZERO, role.as_bytes()), others: vec![[7; 48]] };
+        let policy = format!(r#"{{"Principal":{{"AWS":["arn:aws:iam::111122223333:role/other","{role}"]}}}}"#);
+        assert_eq!(accepted.roles_of(&policy), [role]);
+        assert_eq!(accepted.roles_of("{}"), Vec::<String>::new());
+        assert_eq!(accepted.images().len(), 2);
     }
 }

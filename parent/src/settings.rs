@@ -186,7 +186,11 @@ impl Checked {
         let kms = match &settings.kms_endpoint {
             Some(text) => KmsEndpoint::parse(text)?,
             // docs/PROTOCOL.md, section 3: "the KMS endpoint of the configured region and to nothing else".
-            None => KmsEndpoint { host: format!("kms.{region}.amazonaws.com"), port: 443 },
+            // AWS General Reference, "KMS endpoints": China has a suffix of its own.
+            None => {
+                let suffix = if region.starts_with("cn-") { ".cn" } else { "" };
+                KmsEndpoint { host: format!("kms.{region}.amazonaws.com{suffix}"), port: 443 }
+            }
         };
         Ok(Self { settings, region, kms })
     }
@@ -253,6 +257,8 @@ mod tests {
     fn the_tunnel_leads_to_kms_of_the_configured_region() {
         let checked = checked(r#"{"version":1,"region":"eu-central-1","models":[]}"#, |_| {}).unwrap();
         assert_eq!(checked.kms, KmsEndpoint { host: "kms.eu-central-1.amazonaws.com".into(), port: 443 });
+        let checked = self::checked(r#"{"version":1,"region":"cn-north-1","models":[]}"#, |_| {}).unwrap();
+        assert_eq!(checked.kms, KmsEndpoint { host: "kms.cn-north-1.amazonaws.com.cn".into(), port: 443 });
     }
 
     #[test]

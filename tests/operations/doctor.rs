@@ -421,6 +421,20 @@ fn the_doctor_takes_the_configurations_that_the_enclave_takes_and_no_others() {
     );
     documents.push(good.to_string().replacen("\"version\":1", "\"version\":1,\"version\":1", 1));
     documents.push(good.to_string().replacen("\"region\"", "\"guardrails\":{},\"region\"", 1));
+    let image = "cd".repeat(48);
+    for member in [
+        "\"key_policies\":\"report\"".to_owned(),
+        "\"key_policies\":\"refuse\"".to_owned(),
+        "\"key_policies\":\"require\"".to_owned(),
+        "\"key_policies\":\"Require\"".to_owned(),
+        "\"key_policies\":null".to_owned(),
+        "\"accepted_images\":[]".to_owned(),
+        format!("\"accepted_images\":[\"{image}\"]"),
+        format!("\"accepted_images\":[\"{image}00\"]"),
+        format!("\"accepted_images\":[{}]", vec![format!("\"{image}\""); 17].join(",")),
+    ] {
+        documents.push(good.to_string().replacen("\"region\"", &format!("{member},\"region\""), 1));
+    }
     documents.push(format!("{}{}", " ".repeat(262_144), good));
 
     let mut taken = 0;

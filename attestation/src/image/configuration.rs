@@ -107,6 +107,12 @@ pub enum ConfigurationError {
     /// Something behind the archive.
     #[error("bytes follow the archive that holds {PATH}: a kernel would unpack them too")]
     Trailing,
+    /// More or fewer ramdisks than our images have.
+    #[error("an image with {PATH} must have {RAMDISKS} ramdisks, it has {count}: a kernel reads all of them as one")]
+    Ramdisks {
+        /// How many it has.
+        count: usize,
+    },
     /// Larger than any real file.
     #[error("{PATH} has {length} bytes, at most {MAX_CONFIGURATION} are allowed")]
     TooLarge {
@@ -115,6 +121,8 @@ pub enum ConfigurationError {
     },
 }
 
+/// The program's, and the one with this file.
+pub(super) const RAMDISKS: usize = 2;
 /// Where the file is in the ramdisk.
 pub const PATH: &str = "etc/subrosa/image.toml";
 /// As the enclave has it: Amazon's five roots are about 7 KiB of PEM.

@@ -76,7 +76,7 @@ pub fn parse(bytes: &[u8]) -> Result<Known, ConfigurationError> {
         return Err(ConfigurationError::TooLarge);
     }
     let document: Document = serde_json::from_slice(bytes).map_err(ConfigurationError::Form)?;
-    let Document { version, region, accounts, models, limits } = document;
+    let Document { version, region, accounts, models, key_policies: _, accepted_images, limits } = document;
     if version != 1 {
         return Err(ConfigurationError::Version(version));
     }
@@ -85,6 +85,9 @@ pub fn parse(bytes: &[u8]) -> Result<Known, ConfigurationError> {
     }
     if let Some(account) = accounts.into_iter().find(|account| !is_account(account)) {
         return Err(ConfigurationError::Account(account));
+    }
+    if accepted_images.len() > MAX_IMAGES || !accepted_images.iter().all(|image| is_digest(image)) {
+        return Err(ConfigurationError::Images);
     }
     if models.len() > MAX_MODELS {
         return Err(ConfigurationError::TooManyModels(models.len()));
@@ -118,6 +121,9 @@ pub enum ConfigurationError {
     /// Not a region.
     #[error("{0:?} is not a region such as eu-central-1")]
     Region(String),
+    /// Too many images, or something else than PCR0.
+    #[error("accepted_images must be at most {MAX_IMAGES} values of PCR0, of 96 hexadecimal digits")]
+    Images,
     /// Not an account.
     #[error("{0:?} is not an account of 12 digits")]
     Account(String),
@@ -171,7 +177,25 @@ struct Document {
     accounts: Vec<String>,
     models: Vec<Member>,
     #[serde(default)]
+    key_policies: OnOpenPolicy,
+    #[serde(default)]
+    accepted_images: Vec<String>,
+    #[serde(default)]
     limits: Limits,
+}
+
+fn is_digest(text: &str) -> bool {
+    hex::decode(text).is_ok_and(|digest| digest.len() == 48)
+}
+
+/// What the enclave does about a key's policy.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum OnOpenPolicy {
+    #[default]
+    Report,
+    Refuse,
+    Require,
 }
 
 #[derive(Deserialize)]
@@ -283,4 +307,5 @@ fn is_context_value(value: &str) -> bool {
 /// docs/PROTOCOL.md, section 3: "at most 262,144 bytes".
 const MAX_DOCUMENT: usize = 262_144;
 const MAX_MODELS: usize = 16;
+const MAX_IMAGES: usize = 16;
 const MAX_REGION: usize = 32;

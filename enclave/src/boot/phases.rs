@@ -17,7 +17,7 @@ use crate::configuration::{Configuration, DOCUMENT_BYTES_MAX, OnOpenPolicy};
 use crate::credentials::RoleCredentials;
 use crate::host::HostServices;
 use crate::image::ImageConfiguration;
-use crate::key_policy::{KeyPolicies, Verdict};
+use crate::key_policy::{Accepted, KeyPolicies, Verdict};
 use crate::kms::Kms;
 use crate::kms::arn::KeyArn;
 use crate::kms::connector::Tunnel;
@@ -36,6 +36,7 @@ pub struct Attested {
     attester: Attester,
     module_id: String,
     measurements: Registers,
+    role: Pcr,
     debug: bool,
 }
 
@@ -45,6 +46,7 @@ pub struct Configured {
     attester: Attester,
     module_id: String,
     measurements: Registers,
+    role: Pcr,
     configuration: Configuration,
 }
 
@@ -74,6 +76,8 @@ pub(crate) struct Parts {
     pub(crate) module_id: String,
     /// PCR0 to PCR2, from our own document.
     pub(crate) measurements: Registers,
+    /// PCR3, which names the parent's role.
+    pub(crate) role: Pcr,
     pub(crate) configuration: Configuration,
     pub(crate) kms: Arc<Kms>,
 }
@@ -82,6 +86,14 @@ pub(crate) struct Parts {
 pub(crate) struct LoadedModel {
     pub(crate) model: Model,
     pub(crate) manifest_sha384: [u8; 48],
+}
+
+impl Parts {
+    /// Which code may have the keys.
+    pub(crate) fn accepted(&self) -> Accepted {
+        let Self { measurements, role, configuration, .. } = self;
+        Accepted { own: measurements.clone(), role: *role, others: configuration.accepted_images.clone() }
+    }
 }
 
 impl Cold {
@@ -115,9 +127,10 @@ impl Cold {
         if debug {
             log::write(Event::DangerDebugMode);
         }
+        let role = document.pcrs().get(&PCR_ROLE).copied().unwrap_or(measurement::ZERO);
         let measurements = document.pcrs().iter().filter(|(index, _)| **index <= 2);
         let measurements = measurements.map(|(index, value)| (*index, *value)).collect();
-        Ok(Attested { platform, attester, module_id: document.module_id().to_owned(), measurements, debug })
+        Ok(Attested { platform, attester, module_id: document.module_id().to_owned(), measurements, role, debug })
     }
 }
 
@@ -126,7 +139,7 @@ impl Attested {
     ///
     /// A debug-mode enclave ends here: it has done all its self-checks, and must not get to a key.
     pub async fn configure(self) -> Result<Configured, ServeError> {
-        let Self { platform, attester, module_id, mut measurements, debug } = self;
+        let Self { platform, attester, module_id, mut measurements, role, debug } = self;
         let host = HostServices::new(platform.dialler.host_services.clone());
         let mut patience = Patience::new(Service::Configuration);
         let document = loop {
@@ -144,14 +157,14 @@ impl Attested {
             log::write(Event::DangerDebugMode);
             return Err(ServeError::DebugMode);
         }
-        Ok(Configured { platform, attester, module_id, measurements, configuration })
+        Ok(Configured { platform, attester, module_id, measurements, role, configuration })
     }
 }
 
 impl Configured {
     /// Gets credentials and shakes hands with KMS.
     pub async fn reach_kms(self) -> Result<Keyed, ServeError> {
-        let Self { platform, attester, module_id, measurements, configuration } = self;
+        let Self { platform, attester, module_id, measurements, role, configuration } = self;
         let Platform { listener, dialler, nsm, clock, image } = platform;
         let host = HostServices::new(dialler.host_services);
         let region = &configuration.region;
@@ -170,7 +183,8 @@ impl Configured {
             }
         };
         let kms = Arc::new(kms);
-        let parts = Parts { listener, host, nsm, clock, image, attester, module_id, measurements, configuration, kms };
+        let parts =
+            Parts { listener, host, nsm, clock, image, attester, module_id, measurements, role, configuration, kms };
         Ok(Keyed { parts })
     }
 }
@@ -195,12 +209,19 @@ impl Keyed {
 
 /// What the policies of the model packs' keys leave open now, before the packs are opened under them.
 async fn key_policies(parts: &Parts) -> Result<BTreeMap<KeyArn, Verdict>, ServeError> {
-    let policies = KeyPolicies::new(Arc::clone(&parts.kms), Arc::clone(&parts.clock), parts.measurements.clone());
+    let policies = KeyPolicies::new(Arc::clone(&parts.kms), Arc::clone(&parts.clock), parts.accepted());
     let mut verdicts = BTreeMap::new();
     for source in parts.configuration.models.values() {
         if !verdicts.contains_key(&source.key_arn) {
-            let verdict = policies.of_model_pack(&source.key_arn).await;
-            if verdict.is_open() && parts.configuration.key_policies == OnOpenPolicy::Refuse {
+            let mut verdict = policies.of_model_pack(&source.key_arn).await;
+            let mut patience = Patience::new(Service::Kms);
+            while parts.configuration.key_policies != OnOpenPolicy::Report
+                && matches!(verdict, Verdict::Unavailable { .. })
+            {
+                patience.pause().await;
+                verdict = policies.of_model_pack(&source.key_arn).await;
+            }
+            if !verdict.is_acceptable(parts.configuration.key_policies) {
                 return Err(ServeError::KeyPolicyOpen);
             }
             verdicts.insert(source.key_arn.clone(), verdict);
@@ -238,6 +259,8 @@ async fn on_nsm<T: Send + 'static>(
     Ok(result?)
 }
 
+/// AWS Nitro Enclaves User Guide, "PCR3": the IAM role of the parent instance.
+const PCR_ROLE: u8 = 3;
 /// docs/PROTOCOL.md, section 10: loaded packs.
 const PCR_PACKS: u8 = 16;
 /// docs/PROTOCOL.md, section 9: the configuration document.

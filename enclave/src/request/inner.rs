@@ -106,8 +106,10 @@ pub(super) enum InnerError {
     /// Too long for the model.
     #[error("the messages are too long for the model's context")]
     ContextTooLong,
-    /// The configuration says `refuse`, and the policy of the request's key has a way to plaintext.
-    #[error("the policy of the key lets somebody have plaintext without this image; see Subrosa-Key-Policy")]
+    /// The verdict on the policy of the request's key is not good enough for the configuration.
+    #[error(
+        "the policy of the key is open to others, or could not be read as the configuration requires; see Subrosa-Key-Policy"
+    )]
     KeyPolicyOpen,
     /// This tenant has as many requests in work as it may.
     #[error("too many requests of this tenant are in work; try again later")]

@@ -24,7 +24,6 @@ use inference::Cancel;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-use crate::configuration::OnOpenPolicy;
 use crate::key_policy::FIELD_BYTES_MAX;
 use crate::log::{self, Event, Hash, Refusal};
 use crate::service::{AnswerBody, PieceSender, Service};
@@ -58,7 +57,7 @@ pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<Answ
     let (writer, verdict) =
         tokio::join!(timeout_at(deadline, sealing), service.key_policies.of_customer(tenant.key_arn()));
     let writer = writer.map_err(|_| Refusal::Timeout)??;
-    if verdict.is_open() && service.configuration.key_policies == OnOpenPolicy::Refuse {
+    if !verdict.is_acceptable(service.configuration.key_policies) {
         task = Err(InnerError::KeyPolicyOpen);
     }
 

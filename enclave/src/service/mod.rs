@@ -62,6 +62,7 @@ pub(crate) struct Service {
 impl Service {
     fn new(loaded: Loaded) -> (Self, address::Address) {
         let Loaded { parts, models, key_policies } = loaded;
+        let accepted = parts.accepted();
         let crate::boot::Parts {
             listener,
             host: _,
@@ -70,7 +71,8 @@ impl Service {
             image,
             attester,
             module_id,
-            measurements,
+            measurements: _,
+            role: _,
             configuration,
             kms,
         } = parts;
@@ -83,7 +85,7 @@ impl Service {
             shares: Arc::default(),
             engine: Arc::new(Semaphore::new(engine)),
             memory: Arc::new(Budget::of_this_machine()),
-            key_policies: KeyPolicies::new(Arc::clone(&kms), Arc::clone(&clock), measurements),
+            key_policies: KeyPolicies::new(Arc::clone(&kms), Arc::clone(&clock), accepted),
             model_key_policy: key_policy::to_keyset_text(&key_policies),
             configuration,
             kms,
