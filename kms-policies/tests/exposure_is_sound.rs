@@ -246,6 +246,9 @@ fn any_policy() -> impl Strategy<Value = String> {
         READER,
         ENCLAVE,
         "arn:aws:sts::111122223333:assumed-role/Reader/s",
+        "arn:aws:sts::111122223333:assumed-role/Reader/subrosa-anyone",
+        "arn:aws:sts::444455556666:assumed-role/Enclave/Subrosa-Anyone",
+        "arn:aws:iam::111122223333:role/subrosa-anyone",
     ]);
     let action = pick(&["kms:*", "kms:Decrypt", "kms:Decrypt", "kms:De*", "kms:ReEncrypt*", "kms:PutKeyPolicy"]);
     let one = (
@@ -295,4 +298,28 @@ fn the_grammar_makes_both_open_and_closed_policies() {
     }
     println!("open {open}, closed {closed}, leaks {leaks}, found but not in the table of calls {unexplained}");
     assert!(open > 150 && closed > 150 && leaks > 100, "{open} {closed} {leaks}");
+}
+
+fn statement(effect: &str, principal: &str, condition: Value) -> Value {
+    json!({"Effect": effect, "Principal": {"AWS": principal}, "Action": "kms:Decrypt", "Resource": "*", "Condition": condition})
+}
+
+fn is_closed(statements: &[Value]) -> bool {
+    assess(&json!({"Version": "2012-10-17", "Statement": statements}).to_string(), None, &expectation()).is_closed()
+}
+
+#[test]
+fn a_deny_of_the_name_that_stands_for_everyone_else_closes_nothing() {
+    let session = |n: &str| format!("arn:aws:sts::111122223333:assumed-role/Reader/subrosa-anyone{n}");
+    let role = |n: &str| format!("arn:aws:iam::111122223333:role/subrosa-anyone{n}");
+    let allows = [READER, "arn:aws:iam::111122223333:root"];
+    for allow in allows {
+        let mut statements = vec![statement("Allow", allow, json!({}))];
+        for n in ["", "-1", "-2", "-3"] {
+            statements.push(statement("Deny", &session(n), json!({})));
+            statements.push(statement("Deny", &role(n), json!({})));
+            statements.push(statement("Deny", "*", json!({"ArnEquals": {"aws:PrincipalArn": role(n)}})));
+            assert!(!is_closed(&statements), "{allow} {n}");
+        }
+    }
 }
