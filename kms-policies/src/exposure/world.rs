@@ -308,11 +308,13 @@ fn callers(
     accounts.extend(expectation.key.iter().filter_map(|key| {
         Parts::split(key.as_str()).ok().map(|parts| (parts.partition.to_owned(), parts.account.to_owned()))
     }));
-    accounts.extend(space::accounts(conditions, budget)?.into_iter().map(|account| ("aws".to_owned(), account)));
+    let known: BTreeSet<&str> = accounts.iter().map(|(_, account)| account.as_str()).collect();
+    accounts
+        .extend(space::accounts(conditions, &known, budget)?.into_iter().map(|account| ("aws".to_owned(), account)));
     let outside =
         (0..).map(|n| format!("{:012}", 999_999_999_999_u64 - n)).find(|n| !accounts.iter().any(|(_, a)| a == n));
     accounts.extend(outside.iter().map(|account| ("aws".to_owned(), account.clone())));
-    let examples = space::principal_arns(conditions, &accounts, budget)?;
+    let examples = space::principal_arns(conditions, &accounts, &arns, budget)?;
     // A policy could deny just the name that stands for everyone else. The length of the policy bounds the search.
     let written =
         sources.iter().flat_map(|source| &source.statement.principals).filter_map(|principal| match principal {
@@ -332,6 +334,9 @@ fn callers(
         let is_outside = outside.as_ref() == Some(account);
         let other = Caller::assumed_role(&format!("arn:{partition}:iam::{account}:role/{anyone}"), &anyone);
         all.extend(other.map(|caller| who(caller, true, is_outside)));
+        // Neither user nor role: a condition can leave them alone.
+        let federated = Caller::parse(&format!("arn:{partition}:sts::{account}:federated-user/{anyone}"));
+        all.extend(federated.map(|caller| who(caller, true, is_outside)));
         let root = Caller::parse(&format!("arn:{partition}:iam::{account}:root"));
         all.extend(root.map(|caller| who(caller, false, false)));
     }
