@@ -139,7 +139,8 @@ pub(crate) fn check_role_or_user(text: &str) -> Result<(), ArnError> {
     Ok(())
 }
 
-const PARTITIONS: [&str; 3] = ["aws", "aws-cn", "aws-us-gov"];
+/// The partitions that are known.
+pub(crate) const PARTITIONS: [&str; 3] = ["aws", "aws-cn", "aws-us-gov"];
 const ACCOUNT_DIGITS: usize = 12;
 /// IAM reference: a path is at most 512 characters, a name at most 64; with the ARN's own parts this is ample.
 const MAX_PRINCIPAL_BYTES: usize = 640;

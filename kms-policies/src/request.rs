@@ -16,13 +16,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Reads a caller's ARN: a user, a role, the account root, or a role session (`arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION`).
+    /// Reads a caller's ARN: a user, a role, the account root, a role session (`arn:aws:sts::ACCOUNT:assumed-role/ROLE/SESSION`), or a
+    /// federated user (`arn:aws:sts::ACCOUNT:federated-user/NAME`).
     ///
     /// The ARN of a session does not tell the path of its role; a role with a path needs [`Caller::assumed_role`].
     pub fn parse(arn: &str) -> Result<Self, ArnError> {
         let parts = Parts::split(arn)?;
         let kind = || ArnError::Kind {
-            expected: "the ARN of a user, role, role session or account root",
+            expected: "the ARN of a user, role, role session, federated user or account root",
             got: arn.to_owned(),
         };
         let caller = |principal_arn: String| Self {
@@ -35,6 +36,9 @@ impl Caller {
         match parts.service {
             "iam" if parts.resource == "root" => Ok(caller(arn.to_owned())),
             "iam" if parts.resource.starts_with("role/") || parts.resource.starts_with("user/") => {
+                Ok(caller(arn.to_owned()))
+            }
+            "sts" if parts.resource.strip_prefix("federated-user/").is_some_and(|name| !name.is_empty()) => {
                 Ok(caller(arn.to_owned()))
             }
             "sts" => {
@@ -172,6 +176,7 @@ mod tests {
             "arn:aws:iam::111122223333:group/g",
             "arn:aws:sts::111122223333:assumed-role/only",
             "arn:aws:sts::111122223333:assumed-role//s",
+            "arn:aws:sts::111122223333:federated-user/",
             "arn:aws:kms:us-east-1:111122223333:key/a",
             "",
         ] {

@@ -23,7 +23,7 @@ const KEY: &str = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56e
 const ENCLAVE: &str = "arn:aws:iam::444455556666:role/Enclave";
 const READER: &str = "arn:aws:iam::111122223333:role/Reader";
 
-const CALLERS: [&str; 9] = [
+const CALLERS: [&str; 10] = [
     "arn:aws:sts::444455556666:assumed-role/Enclave/i-1",
     READER,
     "arn:aws:sts::111122223333:assumed-role/Reader/s",
@@ -33,6 +33,7 @@ const CALLERS: [&str; 9] = [
     "arn:aws:iam::444455556666:role/Other",
     "arn:aws:iam::777788889999:role/Outside",
     "arn:aws:iam::777788889999:root",
+    "arn:aws:sts::111122223333:federated-user/Someone",
 ];
 
 const CONTEXTS: [&[(&str, &str)]; 10] = [
@@ -224,8 +225,16 @@ fn any_policy() -> impl Strategy<Value = String> {
         pick(&["ArnLike", "ArnNotLike", "StringLike", "ArnNotEquals", "ArnLikeIfExists"]),
         Just("aws:PrincipalArn"),
         proptest::collection::vec(
-            pick(&["arn:aws:iam::*:role/*er", "arn:aws:iam::111122223333:*", READER, "arn:aws:iam::*:user/*"])
-                .prop_map(str::to_owned),
+            pick(&[
+                "arn:aws:iam::*:role/*er",
+                "arn:aws:iam::111122223333:*",
+                READER,
+                "arn:aws:iam::*:user/*",
+                "arn:aws:iam::*:*",
+                "arn:aws:iam::7777888899??:*",
+                "arn:aws:sts::111122223333:federated-user/*",
+            ])
+            .prop_map(str::to_owned),
             1..3,
         ),
     );
@@ -246,6 +255,9 @@ fn any_policy() -> impl Strategy<Value = String> {
         READER,
         ENCLAVE,
         "arn:aws:sts::111122223333:assumed-role/Reader/s",
+        "arn:aws:sts::111122223333:assumed-role/Reader/subrosa-anyone",
+        "arn:aws:sts::444455556666:assumed-role/Enclave/Subrosa-Anyone",
+        "arn:aws:iam::111122223333:role/subrosa-anyone",
     ]);
     let action = pick(&["kms:*", "kms:Decrypt", "kms:Decrypt", "kms:De*", "kms:ReEncrypt*", "kms:PutKeyPolicy"]);
     let one = (
@@ -295,4 +307,80 @@ fn the_grammar_makes_both_open_and_closed_policies() {
     }
     println!("open {open}, closed {closed}, leaks {leaks}, found but not in the table of calls {unexplained}");
     assert!(open > 150 && closed > 150 && leaks > 100, "{open} {closed} {leaks}");
+}
+
+fn statement(effect: &str, principal: &str, condition: Value) -> Value {
+    json!({"Effect": effect, "Principal": {"AWS": principal}, "Action": "kms:Decrypt", "Resource": "*", "Condition": condition})
+}
+
+fn is_closed(statements: &[Value]) -> bool {
+    assess(&json!({"Version": "2012-10-17", "Statement": statements}).to_string(), None, &expectation()).is_closed()
+}
+
+#[test]
+fn a_deny_of_the_name_that_stands_for_everyone_else_closes_nothing() {
+    let session = |n: &str| format!("arn:aws:sts::111122223333:assumed-role/Reader/subrosa-anyone{n}");
+    let role = |n: &str| format!("arn:aws:iam::111122223333:role/subrosa-anyone{n}");
+    let allows = [READER, "arn:aws:iam::111122223333:root"];
+    for allow in allows {
+        let mut statements = vec![statement("Allow", allow, json!({}))];
+        for n in ["", "-1", "-2", "-3"] {
+            statements.push(statement("Deny", &session(n), json!({})));
+            statements.push(statement("Deny", &role(n), json!({})));
+            statements.push(statement("Deny", "*", json!({"ArnEquals": {"aws:PrincipalArn": role(n)}})));
+            assert!(!is_closed(&statements), "{allow} {n}");
+        }
+    }
+}
+
+#[test]
+fn a_pattern_of_callers_that_are_not_probed_is_taken_to_hold_and_denies_nobody() {
+    let condition = |operator: &str, values: &[&str]| json!({operator: {"aws:PrincipalArn": values}});
+    for (operator, values) in [
+        ("StringLike", &["arn:aws:iam::12345678901?:role/x"][..]),
+        ("ArnLike", &["arn:aws:iam::1234*:role/x"]),
+        ("ArnNotLike", &["arn:aws:iam::9*:*", "arn:aws:iam::111122223333:*", "arn:aws:iam::444455556666:*"]),
+        ("StringLike", &["arn:aws-cn:iam::*:role/x"]),
+        ("StringLike", &["arn:aws-iso:iam::123456789012:role/x"]),
+        ("StringLike", &["arn:aws*:iam::123456789012:role/x"]),
+        ("StringEqualsIgnoreCase", &["ARN:AWS:IAM::123456789012:ROLE/X"]),
+        ("StringLike", &["arn:aws:sts::123456789012:federated-user/x"]),
+        ("ArnNotLike", &["arn:aws:iam::*:*"]),
+        ("StringLike", &["*:role/x"]),
+    ] {
+        assert!(!is_closed(&[statement("Allow", "*", condition(operator, values))]), "{operator} {values:?}");
+    }
+    let all = statement("Allow", "*", json!({}));
+    for (operator, values) in [
+        ("ArnLike", &["arn:aws:iam::*:*"][..]),
+        ("StringLike", &["arn:aws:iam::1???????????:*", "arn:aws:iam::4*", "arn:aws:iam::9*", "arn:aws:sts::*"]),
+        ("ArnNotLike", &["arn:aws:iam::12345678901?:role/x"]),
+        ("StringNotLike", &["arn:aws:sts::123456789012:federated-user/x"]),
+    ] {
+        assert!(
+            !is_closed(&[all.clone(), statement("Deny", "*", condition(operator, values))]),
+            "{operator} {values:?}"
+        );
+    }
+    // What is understood still counts.
+    let reader = statement("Allow", READER, json!({}));
+    assert!(is_closed(&[reader, statement("Deny", "*", condition("ArnLike", &["arn:aws:iam::*:role/Rea*"]))]));
+}
+
+#[test]
+fn a_deny_of_one_example_leaves_the_others_of_its_pattern() {
+    for condition in [
+        json!({"ArnLike": {"aws:PrincipalArn": "arn:aws:iam::123456789012:role/a*"}}),
+        json!({"StringLike": {"kms:CallerAccount": "12345*"}}),
+    ] {
+        let mut statements = vec![statement("Allow", "*", condition)];
+        for _ in 0..3 {
+            let text = json!({"Version": "2012-10-17", "Statement": statements}).to_string();
+            let found = assess(&text, None, &expectation());
+            assert!(!found.is_closed(), "{text}");
+            let shown = found.open[0].principals.iter().next().unwrap();
+            let named = shown.rsplit(' ').next().unwrap();
+            statements.push(statement("Deny", named, json!({})));
+        }
+    }
 }

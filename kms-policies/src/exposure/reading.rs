@@ -4,7 +4,7 @@
 //! taken as if the condition held, and a `Deny` with an unknown condition as if it did not stand there. So nothing that is open looks
 //! closed; and each assumption is kept, to be told.
 
-use crate::arn::{KeyArn, Parts};
+use crate::arn::{self, KeyArn, Parts};
 use crate::condition::{Comparison, Condition, ConditionKey};
 use crate::json::Json;
 use crate::parse::{self, MAX_POLICY_BYTES};
@@ -292,6 +292,12 @@ fn settled(
 /// Numbers have no examples here, and what a register or a context holds is compared as text.
 fn is_decidable(condition: &Condition) -> bool {
     use Comparison::*;
+    if condition.key == ConditionKey::PrincipalArn
+        && condition.operator.comparison != Null
+        && !condition.values.iter().all(|value| is_of_known_callers(value))
+    {
+        return false;
+    }
     match condition.operator.comparison {
         StringEquals
         | StringNotEquals
@@ -311,6 +317,22 @@ fn is_decidable(condition: &Condition) -> bool {
         | NumericGreaterThan
         | NumericGreaterThanEquals => false,
     }
+}
+
+/// Whether a pattern of `aws:PrincipalArn` tells apart only callers that are probed: those of one account, or of all accounts alike.
+///
+/// Of other accounts, partitions and kinds of callers there is no example, so that whoever matches would be overlooked.
+fn is_of_known_callers(pattern: &str) -> bool {
+    let mut fields = pattern.splitn(6, ':');
+    let mut next = || fields.next().unwrap_or_default();
+    let (arn, partition, service, region, account, resource) = (next(), next(), next(), next(), next(), next());
+    let of_account = match account {
+        // Accounts that nobody names are probed in this partition alone.
+        "*" => partition == "aws",
+        account => arn::is_account(account) && arn::PARTITIONS.contains(&partition),
+    };
+    let of_kind = ["role/", "user/", "root", "*"].iter().any(|kind| resource.starts_with(kind));
+    arn == "arn" && service == "iam" && region.is_empty() && of_account && of_kind
 }
 
 fn member<'a>(value: &'a Json, name: &str) -> Option<&'a Json> {

@@ -277,10 +277,11 @@ impl Space {
     }
 }
 
-/// The callers' texts that conditions on `aws:PrincipalArn` tell apart, in these accounts.
+/// The callers' texts that conditions on `aws:PrincipalArn` tell apart, in these accounts, beside those that are named.
 pub(super) fn principal_arns(
     conditions: &[&Condition],
     accounts: &BTreeSet<(String, String)>,
+    named: &BTreeSet<String>,
     budget: &mut u32,
 ) -> Result<Vec<String>, Exhausted> {
     let of_the_key = conditions.iter().filter(|condition| condition.key == ConditionKey::PrincipalArn);
@@ -292,7 +293,10 @@ pub(super) fn principal_arns(
     for (partition, account) in accounts {
         for kind in ["role", "user"] {
             let mut patterns = patterns.clone();
-            patterns.insert(Glob::wildcards(&format!("arn:{partition}:iam::{account}:{kind}/?*")));
+            let of_kind = format!("arn:{partition}:iam::{account}:{kind}/");
+            // An example that a statement names as its principal would stand for nobody else.
+            patterns.extend(named.iter().filter(|arn| arn.starts_with(&of_kind)).map(|arn| Glob::literal(arn)));
+            patterns.insert(Glob::wildcards(&format!("{of_kind}?*")));
             found.extend(examples(&patterns, &Texts::Any, budget).ok_or(Exhausted)?);
         }
     }
@@ -300,14 +304,19 @@ pub(super) fn principal_arns(
     Ok(found)
 }
 
-/// The accounts that conditions on the caller's account tell apart.
-pub(super) fn accounts(conditions: &[&Condition], budget: &mut u32) -> Result<Vec<String>, Exhausted> {
+/// The accounts that conditions on the caller's account tell apart, beside those that are known.
+pub(super) fn accounts(
+    conditions: &[&Condition],
+    known: &BTreeSet<&str>,
+    budget: &mut u32,
+) -> Result<Vec<String>, Exhausted> {
     let is_account = |key: &ConditionKey| matches!(key, ConditionKey::CallerAccount | ConditionKey::PrincipalAccount);
     let of_the_key = conditions.iter().filter(|condition| is_account(&condition.key));
-    let patterns: BTreeSet<Glob> = of_the_key.flat_map(|condition| globs(condition)).collect();
+    let mut patterns: BTreeSet<Glob> = of_the_key.flat_map(|condition| globs(condition)).collect();
     if patterns.is_empty() {
         return Ok(Vec::new());
     }
+    patterns.extend(known.iter().map(|account| Glob::literal(account)));
     examples(&patterns, &Texts::Of("0123456789", 12), budget).ok_or(Exhausted)
 }
 

@@ -308,32 +308,57 @@ fn callers(
     accounts.extend(expectation.key.iter().filter_map(|key| {
         Parts::split(key.as_str()).ok().map(|parts| (parts.partition.to_owned(), parts.account.to_owned()))
     }));
-    accounts.extend(space::accounts(conditions, budget)?.into_iter().map(|account| ("aws".to_owned(), account)));
+    let known: BTreeSet<&str> = accounts.iter().map(|(_, account)| account.as_str()).collect();
+    accounts
+        .extend(space::accounts(conditions, &known, budget)?.into_iter().map(|account| ("aws".to_owned(), account)));
     let outside =
         (0..).map(|n| format!("{:012}", 999_999_999_999_u64 - n)).find(|n| !accounts.iter().any(|(_, a)| a == n));
     accounts.extend(outside.iter().map(|account| ("aws".to_owned(), account.clone())));
-    let examples = space::principal_arns(conditions, &accounts, budget)?;
+    let examples = space::principal_arns(conditions, &accounts, &arns, budget)?;
+    // A policy could deny just the name that stands for everyone else. The length of the policy bounds the search.
+    let written =
+        sources.iter().flat_map(|source| &source.statement.principals).filter_map(|principal| match principal {
+            Principal::Arn(text) | Principal::Account { text, .. } | Principal::Service(text) => Some(text),
+            Principal::Anyone => None,
+        });
+    let written: Vec<String> = written
+        .chain(conditions.iter().flat_map(|condition| &condition.values))
+        .chain(&arns)
+        .chain(expectation.answer_readers.iter().flatten())
+        .map(|text| text.to_lowercase())
+        .collect();
+    let anyone = unnamed(&written);
     let who = |caller, is_anyone, is_outside| Who { caller, is_anyone, is_outside, is_example: false };
     let mut all = Vec::new();
     for (partition, account) in &accounts {
         let is_outside = outside.as_ref() == Some(account);
-        let anyone = Caller::assumed_role(&format!("arn:{partition}:iam::{account}:role/{ANYONE}"), ANYONE);
-        all.extend(anyone.map(|caller| who(caller, true, is_outside)));
+        let other = Caller::assumed_role(&format!("arn:{partition}:iam::{account}:role/{anyone}"), &anyone);
+        all.extend(other.map(|caller| who(caller, true, is_outside)));
+        // Neither user nor role: a condition can leave them alone.
+        let federated = Caller::parse(&format!("arn:{partition}:sts::{account}:federated-user/{anyone}"));
+        all.extend(federated.map(|caller| who(caller, true, is_outside)));
         let root = Caller::parse(&format!("arn:{partition}:iam::{account}:root"));
         all.extend(root.map(|caller| who(caller, false, false)));
     }
     for arn in &arns {
         // Who calls as a role is a session of it.
-        let caller = Caller::assumed_role(arn, ANYONE).or_else(|_| Caller::parse(arn));
+        let caller = Caller::assumed_role(arn, &anyone).or_else(|_| Caller::parse(arn));
         all.extend(caller.map(|caller| who(caller, false, false)));
     }
     for arn in examples.iter().filter(|arn| !arns.contains(*arn)) {
-        let caller = Caller::assumed_role(arn, ANYONE).or_else(|_| Caller::parse(arn));
+        let caller = Caller::assumed_role(arn, &anyone).or_else(|_| Caller::parse(arn));
         let is_written = conditions.iter().any(|condition| condition.values.contains(arn));
         all.extend(caller.map(|caller| Who { is_example: !is_written, ..who(caller, false, false) }));
     }
     all.extend(services.iter().map(|name| who(Caller::service(name), false, false)));
     if all.len() > MAX_CALLERS { Err(Exhausted) } else { Ok(all) }
+}
+
+/// A name of a role, and of a session, that occurs in none of these texts, which are in lower case.
+fn unnamed(written: &[String]) -> String {
+    let is_free = |name: &String| !written.iter().any(|text| text.contains(name));
+    let numbered = (1_u32..).map(|n| format!("{ANYONE}-{n}"));
+    std::iter::once(ANYONE.to_owned()).chain(numbered).find(is_free).unwrap_or_else(|| ANYONE.to_owned())
 }
 
 pub(super) const PUT_KEY_POLICY: &str = "kms:PutKeyPolicy";
@@ -356,7 +381,7 @@ const WITH_CONTEXT: [&str; 10] = [
     "kms:RetireGrant",
 ];
 const PURPOSES: [&str; 3] = ["inference", "answer", "model-pack"];
-/// The name of a role, and of a session, that nobody names.
+/// The name of a role, and of a session, that nobody names; a number follows if somebody does.
 const ANYONE: &str = "subrosa-anyone";
 const UNKNOWN_KEY: &str = "arn:aws:kms:us-east-1:000000000000:key/unknown";
 const LAST_BUILT_IN: u8 = 15;
