@@ -410,3 +410,25 @@ fn whoever_seals_a_key_of_his_choice_as_an_answers_forges_answers() {
         assert_eq!(kinds("kms:CreateGrant", only, &expectation()), (vec![], vec![]));
     }
 }
+
+#[test]
+fn what_the_enclaves_own_account_may_change_is_open_now() {
+    for (account, is_open) in [("444455556666", true), ("111122223333", false)] {
+        let account = format!("arn:aws:iam::{account}:root");
+        let is_root = json!({"ArnLike": {"aws:PrincipalArn": account}});
+        for (action, condition, kind) in [
+            ("kms:PutKeyPolicy", json!({}), Kind::PutKeyPolicy),
+            ("kms:PutKeyPolicy", is_root, Kind::PutKeyPolicy),
+            ("kms:CreateGrant", json!({}), Kind::CreateGrant),
+            ("kms:ImportKeyMaterial", json!({}), Kind::ImportKeyMaterial),
+        ] {
+            let mut allow = statement("Allow", &account, condition);
+            allow["Action"] = json!(action);
+            let text = json!({"Version": "2012-10-17", "Statement": [allow]}).to_string();
+            let found = assess(&text, None, &expectation());
+            let (with, without) = if is_open { (found.open, found.could_open) } else { (found.could_open, found.open) };
+            assert_eq!(with.iter().map(|finding| finding.kind).collect::<Vec<_>>(), [kind], "{text}");
+            assert!(without.is_empty(), "{text}");
+        }
+    }
+}

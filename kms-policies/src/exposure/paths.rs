@@ -207,6 +207,7 @@ fn could_open(
     let mut means = vec![(PUT_KEY_POLICY, Kind::PutKeyPolicy), ("kms:ImportKeyMaterial", Kind::ImportKeyMaterial)];
     means.extend(is_grant_useful.then_some((CREATE_GRANT, Kind::CreateGrant)));
     means.extend(is_multi_region.then_some(("kms:ReplicateKey", Kind::ReplicateKey)));
+    let enclave_accounts = expectation.enclave_accounts();
     for allow in &world.allows {
         for (action, kind) in means.iter().copied() {
             let clauses = if action == CREATE_GRANT {
@@ -219,11 +220,12 @@ fn could_open(
             };
             let question = Question { action, attested: Attested::Not, clauses };
             let reached = world.reach(allow, &question, Counting::WithDenies, budget)?;
-            // Everyone, and the parent itself, need nobody's help.
+            // Everyone, the parent itself, and whoever administers IAM in its account, need nobody's help.
             let (now, later): (BTreeSet<Reach>, BTreeSet<Reach>) = reached.into_iter().partition(|reach| match reach {
                 Reach::Everyone => true,
+                Reach::Account(account) | Reach::Root(account) => enclave_accounts.contains(account.as_str()),
                 Reach::Named(arn) => expectation.is_enclave_role(arn),
-                _ => false,
+                Reach::Like(_) | Reach::Service(_) => false,
             });
             for (reached, list) in [(now, &mut assessment.open), (later, &mut assessment.could_open)] {
                 if !reached.is_empty() {
