@@ -384,3 +384,51 @@ fn a_deny_of_one_example_leaves_the_others_of_its_pattern() {
         }
     }
 }
+
+#[test]
+fn whoever_seals_a_key_of_his_choice_as_an_answers_forges_answers() {
+    let of = |purpose: &str| json!({"StringEquals": {"kms:EncryptionContext:subrosa:purpose": purpose}});
+    let customer = Expectation { kind: KeyKind::Customer, ..expectation() };
+    let kinds = |action: &str, condition: Value, expectation: &Expectation| -> (Vec<Kind>, Vec<Kind>) {
+        let mut allow = statement("Allow", READER, condition);
+        allow["Action"] = json!(action);
+        let text = json!({"Version": "2012-10-17", "Statement": [allow]}).to_string();
+        let found = assess(&text, None, expectation);
+        let kinds =
+            |findings: &[kms_policies::exposure::Finding]| findings.iter().map(|finding| finding.kind).collect();
+        (kinds(&found.open), kinds(&found.could_open))
+    };
+    for action in ["kms:Encrypt", "kms:ReEncryptTo"] {
+        assert_eq!(kinds(action, json!({}), &customer), (vec![Kind::AnswerKeys], vec![]), "{action}");
+        assert_eq!(kinds(action, of("answer"), &customer), (vec![Kind::AnswerKeys], vec![]), "{action}");
+        assert_eq!(kinds(action, of("inference"), &customer), (vec![], vec![]), "{action}");
+        assert_eq!(kinds(action, json!({}), &expectation()), (vec![], vec![]), "{action}");
+    }
+    for operation in ["Encrypt", "ReEncryptTo"] {
+        let only = json!({"ForAllValues:StringEquals": {"kms:GrantOperations": [operation]}});
+        assert_eq!(kinds("kms:CreateGrant", only.clone(), &customer), (vec![], vec![Kind::CreateGrant]));
+        assert_eq!(kinds("kms:CreateGrant", only, &expectation()), (vec![], vec![]));
+    }
+}
+
+#[test]
+fn what_the_enclaves_own_account_may_change_is_open_now() {
+    for (account, is_open) in [("444455556666", true), ("111122223333", false)] {
+        let account = format!("arn:aws:iam::{account}:root");
+        let is_root = json!({"ArnLike": {"aws:PrincipalArn": account}});
+        for (action, condition, kind) in [
+            ("kms:PutKeyPolicy", json!({}), Kind::PutKeyPolicy),
+            ("kms:PutKeyPolicy", is_root, Kind::PutKeyPolicy),
+            ("kms:CreateGrant", json!({}), Kind::CreateGrant),
+            ("kms:ImportKeyMaterial", json!({}), Kind::ImportKeyMaterial),
+        ] {
+            let mut allow = statement("Allow", &account, condition);
+            allow["Action"] = json!(action);
+            let text = json!({"Version": "2012-10-17", "Statement": [allow]}).to_string();
+            let found = assess(&text, None, &expectation());
+            let (with, without) = if is_open { (found.open, found.could_open) } else { (found.could_open, found.open) };
+            assert_eq!(with.iter().map(|finding| finding.kind).collect::<Vec<_>>(), [kind], "{text}");
+            assert!(without.is_empty(), "{text}");
+        }
+    }
+}

@@ -9,7 +9,7 @@ use crate::exposure::finding::{Finding, Holder, Kind};
 use crate::exposure::search::{Clause, Exhausted};
 use crate::exposure::space::{Value, Variable};
 use crate::exposure::world::{
-    Attested, CREATE_GRANT, Counting, GRANTED, PUT_KEY_POLICY, Question, Reach, Ready, UNEXPECTED_KEY, World,
+    Attested, CREATE_GRANT, Counting, PUT_KEY_POLICY, Question, Reach, Ready, UNEXPECTED_KEY, World, granted,
 };
 
 /// Fills in who comes to plaintext now, by the key's purpose and beside it, and who could.
@@ -35,12 +35,17 @@ enum Secret {
     Answers,
     /// Data keys for answers.
     AnswerKeys,
+    /// Data keys of the caller's own choice, sealed as those for answers.
+    ChosenAnswerKeys,
+    /// The same, sealed under another key first.
+    MovedAnswerKeys,
     /// Any of it, by way of another key.
     Moved,
 }
 
 impl Secret {
-    const ALL: [Self; 4] = [Self::Guarded, Self::Answers, Self::AnswerKeys, Self::Moved];
+    const ALL: [Self; 6] =
+        [Self::Guarded, Self::Answers, Self::AnswerKeys, Self::ChosenAnswerKeys, Self::MovedAnswerKeys, Self::Moved];
 
     fn question(self, world: &World, expectation: &Expectation, attested: Attested) -> Option<Question> {
         let is_customer = expectation.kind == KeyKind::Customer;
@@ -50,8 +55,17 @@ impl Secret {
             Self::Guarded => ("kms:Decrypt", Vec::new()),
             Self::Answers if is_customer => ("kms:Decrypt", vec![of_purpose(true)]),
             Self::AnswerKeys if is_customer => ("kms:GenerateDataKey", vec![of_purpose(true)]),
+            // These have no Recipient.
+            Self::ChosenAnswerKeys if is_customer && attested == Attested::Not => {
+                ("kms:Encrypt", vec![of_purpose(true)])
+            }
+            Self::MovedAnswerKeys if is_customer && attested == Attested::Not => {
+                ("kms:ReEncryptTo", vec![of_purpose(true)])
+            }
             Self::Moved if attested == Attested::Not => ("kms:ReEncryptFrom", Vec::new()),
-            Self::Answers | Self::AnswerKeys | Self::Moved => return None,
+            Self::Answers | Self::AnswerKeys | Self::ChosenAnswerKeys | Self::MovedAnswerKeys | Self::Moved => {
+                return None;
+            }
         };
         Some(Question { action, attested, clauses })
     }
@@ -60,6 +74,8 @@ impl Secret {
         match self {
             Self::Guarded | Self::Answers => "kms:Decrypt",
             Self::AnswerKeys => "kms:GenerateDataKey (answers)",
+            Self::ChosenAnswerKeys => "kms:Encrypt (answers)",
+            Self::MovedAnswerKeys => "kms:Encrypt under another key -> kms:ReEncryptTo (answers)",
             Self::Moved => "kms:ReEncryptFrom -> kms:Decrypt under another key",
         }
     }
@@ -68,7 +84,7 @@ impl Secret {
         match self {
             Self::Guarded => Kind::Unattested,
             Self::Answers => Kind::AnswersReadable,
-            Self::AnswerKeys => Kind::AnswerKeys,
+            Self::AnswerKeys | Self::ChosenAnswerKeys | Self::MovedAnswerKeys => Kind::AnswerKeys,
             Self::Moved => Kind::ReEncrypt,
         }
     }
@@ -191,23 +207,25 @@ fn could_open(
     let mut means = vec![(PUT_KEY_POLICY, Kind::PutKeyPolicy), ("kms:ImportKeyMaterial", Kind::ImportKeyMaterial)];
     means.extend(is_grant_useful.then_some((CREATE_GRANT, Kind::CreateGrant)));
     means.extend(is_multi_region.then_some(("kms:ReplicateKey", Kind::ReplicateKey)));
+    let enclave_accounts = expectation.enclave_accounts();
     for allow in &world.allows {
         for (action, kind) in means.iter().copied() {
             let clauses = if action == CREATE_GRANT {
                 let given = |operation: &str| {
                     world.space.term(&Variable::Operation(operation.to_owned()), |value| *value != Value::Absent)
                 };
-                vec![GRANTED.iter().filter_map(|operation| given(operation)).collect()]
+                vec![granted(expectation.kind).filter_map(given).collect()]
             } else {
                 Vec::new()
             };
             let question = Question { action, attested: Attested::Not, clauses };
             let reached = world.reach(allow, &question, Counting::WithDenies, budget)?;
-            // Everyone, and the parent itself, need nobody's help.
+            // Everyone, the parent itself, and whoever administers IAM in its account, need nobody's help.
             let (now, later): (BTreeSet<Reach>, BTreeSet<Reach>) = reached.into_iter().partition(|reach| match reach {
                 Reach::Everyone => true,
+                Reach::Account(account) | Reach::Root(account) => enclave_accounts.contains(account.as_str()),
                 Reach::Named(arn) => expectation.is_enclave_role(arn),
-                _ => false,
+                Reach::Like(_) | Reach::Service(_) => false,
             });
             for (reached, list) in [(now, &mut assessment.open), (later, &mut assessment.could_open)] {
                 if !reached.is_empty() {
@@ -334,6 +352,9 @@ fn finding(kind: Kind, secret: Secret, allow: &Ready, reached: &BTreeSet<Reach>)
         Secret::Guarded => "plaintext",
         Secret::Answers => "answers",
         Secret::AnswerKeys => "plaintext data keys for answers, and so the means to forge answers",
+        Secret::ChosenAnswerKeys | Secret::MovedAnswerKeys => {
+            "a data key that they chose sealed as one for answers, and so the means to forge answers"
+        }
         Secret::Moved => "ciphertext re-encrypted under a key of their own, which needs no attestation",
     };
     let how = match kind {
@@ -357,7 +378,8 @@ fn finding(kind: Kind, secret: Secret, allow: &Ready, reached: &BTreeSet<Reach>)
         (_, Secret::AnswerKeys) => {
             "deny kms:GenerateDataKey for purpose answer to everyone for whom PCR0, 1 or 2 differ"
         }
-        (_, Secret::Moved) => "deny kms:ReEncrypt* to everyone",
+        (_, Secret::ChosenAnswerKeys) => "deny kms:Encrypt to everyone",
+        (_, Secret::MovedAnswerKeys | Secret::Moved) => "deny kms:ReEncrypt* to everyone",
     };
     Finding {
         kind,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::arn::{KeyArn, Parts};
 use crate::condition::Condition;
-use crate::exposure::expectation::{Expectation, PURPOSE};
+use crate::exposure::expectation::{Expectation, KeyKind, PURPOSE};
 use crate::exposure::reading::Source;
 use crate::exposure::search::{Clause, Exhausted, Values, solve};
 use crate::exposure::space::{self, Compiled, Distinguished, Space, Value, Variable};
@@ -274,7 +274,7 @@ fn distinguished(expectation: &Expectation) -> Distinguished {
     all.context.extend(PURPOSES.map(|purpose| (PURPOSE.to_owned(), purpose.to_owned())));
     all.context.extend(expectation.context_keys().iter().map(|key| ((*key).to_owned(), String::new())));
     all.context.insert((UNEXPECTED_KEY.to_owned(), String::new()));
-    all.operations.extend(GRANTED.map(str::to_owned));
+    all.operations.extend(granted(expectation.kind).map(str::to_owned));
     all
 }
 
@@ -354,6 +354,12 @@ fn callers(
     if all.len() > MAX_CALLERS { Err(Exhausted) } else { Ok(all) }
 }
 
+/// The operations whose grant opens a key of this kind.
+pub(super) fn granted(kind: KeyKind) -> impl Iterator<Item = &'static str> {
+    let forging: &[&str] = if kind == KeyKind::Customer { &GRANTED_TO_FORGE } else { &[] };
+    GRANTED.iter().chain(forging).copied()
+}
+
 /// A name of a role, and of a session, that occurs in none of these texts, which are in lower case.
 fn unnamed(written: &[String]) -> String {
     let is_free = |name: &String| !written.iter().any(|text| text.contains(name));
@@ -366,7 +372,9 @@ pub(super) const CREATE_GRANT: &str = "kms:CreateGrant";
 /// A context key that no message of ours has.
 pub(super) const UNEXPECTED_KEY: &str = "subrosa-unexpected";
 /// What a grant must give so that its holder comes to plaintext, by himself or by another grant.
-pub(super) const GRANTED: [&str; 4] = ["Decrypt", "ReEncryptFrom", "GenerateDataKey", "CreateGrant"];
+const GRANTED: [&str; 4] = ["Decrypt", "ReEncryptFrom", "GenerateDataKey", "CreateGrant"];
+/// What a grant must give so that its holder can seal a data key that he knows, and so forge answers.
+const GRANTED_TO_FORGE: [&str; 2] = ["Encrypt", "ReEncryptTo"];
 /// KMS developer guide, "kms:EncryptionContext:": cryptographic operations with a symmetric key, CreateGrant and RetireGrant.
 const WITH_CONTEXT: [&str; 10] = [
     "kms:Decrypt",

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use kms_policies::MAX_POLICY_BYTES;
 use kms_policies::arn::KeyArn;
 use kms_policies::exposure::{Assessment, Expectation, Finding, Grant, KeyKind, MAX_GRANTS_BYTES, assess};
+use kms_policies::{Caller, MAX_POLICY_BYTES};
 use serde_json::{Value, json};
 use subrosa_client::measurements::PcrArgument;
 
@@ -97,17 +97,39 @@ impl Check {
         if images.is_empty() && machine.is_empty() {
             return Err(Failure::usage("give --image, --measurements or --pcr: which code may have the key?"));
         }
+        let enclave_roles = roles_or_users("--role", &self.role)?;
+        let answer_readers = roles_or_users("--answer-reader", &self.answer_reader)?;
         let key = self.key.as_deref().map(KeyArn::parse).transpose().map_err(Failure::usage)?;
         Ok(Expectation {
             kind,
             images,
             nitro_tpms: if machine.is_empty() { Vec::new() } else { vec![machine] },
             context: self.context.iter().filter(|(key, _)| key != "subrosa:purpose").cloned().collect(),
-            enclave_roles: self.role.clone(),
-            answer_readers: (!self.answer_reader.is_empty()).then(|| self.answer_reader.clone()),
+            enclave_roles,
+            answer_readers: (!answer_readers.is_empty()).then_some(answer_readers),
             key,
         })
     }
+}
+
+/// The ARNs of roles and users; a session stands for its role. Another text would match nobody, and so judge nothing.
+fn roles_or_users(option: &str, arns: &[String]) -> Result<Vec<String>, Failure> {
+    let one = |arn: &String| {
+        let caller = Caller::parse(arn).map_err(|error| Failure::usage(format!("{option}: {error}")))?;
+        let principal = caller.principal_arn();
+        let mut fields = principal.splitn(6, ':').skip(2);
+        let is_iam = (fields.next(), fields.next()) == (Some("iam"), Some(""));
+        let name = fields
+            .nth(1)
+            .and_then(|resource| resource.strip_prefix("role/").or_else(|| resource.strip_prefix("user/")));
+        // A wildcard is no name: it would match nobody, too.
+        if is_iam && name.is_some_and(|name| !name.is_empty() && !name.contains(['*', '?', ':'])) {
+            Ok(principal.to_owned())
+        } else {
+            Err(Failure::usage(format!("{option}: expected arn:aws:iam::ACCOUNT:role/NAME or user/NAME, got {arn:?}")))
+        }
+    };
+    arns.iter().map(one).collect()
 }
 
 /// The policy itself, taken out of what `aws kms get-key-policy` prints if it is in there.
