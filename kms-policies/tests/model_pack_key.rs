@@ -76,6 +76,7 @@ fn expected(world: World, cell: &Cell) -> bool {
         (World::Rendered, SUPPLIER, "kms:GenerateDataKey") => pack && unattested,
         (World::AllowsAlone, SUPPLIER, "kms:GenerateDataKey") => pack,
         (_, ENCLAVE_SESSION, "kms:Decrypt") => pack && right,
+        (_, ENCLAVE_SESSION, "kms:GetKeyPolicy" | "kms:ListGrants") => true,
         (_, ADMINISTRATOR, action) => ADMINISTRATIVE.contains(&action),
         _ => false,
     }

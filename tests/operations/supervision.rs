@@ -182,7 +182,7 @@ fn the_console_is_read_in_debug_mode_alone_and_loudly() {
         let instance = Instance::new();
         let running = Instance::start(instance.command().env("DEBUG", quiet));
         instance.wait("several looks", || instance.looks() >= 3);
-        running.signal(Signal::SIGINT);
+        running.signal(Signal::SIGTERM);
         let ended = instance.ended(running);
         assert!(!instance.calls().contains("console") && !instance.calls().contains("--debug-mode"));
         assert!(!ended.said.contains("DEBUG MODE"), "{}", ended.said);

@@ -177,6 +177,7 @@ struct Document {
     accounts: Vec<String>,
     models: Vec<Member>,
     #[serde(default)]
+    #[expect(dead_code, reason = "only its form is checked here")]
     key_policies: OnOpenPolicy,
     #[serde(default)]
     accepted_images: Vec<String>,

@@ -127,7 +127,11 @@ mod tests {
 
     use super::*;
 
-    const NOW: UnixMillis = UnixMillis(1_790_000_000_000);
+    /// The authority is made now, and its certificates are not valid before.
+    fn now() -> UnixMillis {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        UnixMillis(u64::try_from(since.as_millis()).unwrap())
+    }
 
     /// A document as QEMU writes it, with whatever `spoil` makes of its certificates.
     fn unsigned(spoil: impl Fn(&mut Vec<u8>, &mut Vec<Vec<u8>>)) -> Vec<u8> {
@@ -137,13 +141,13 @@ mod tests {
             instance_id: "i-0123456789abcdef0".into(),
             module_id: "i-0123456789abcdef0-enc0123456789abcdef".into(),
         };
-        let mut credentials = authority.issue(&name, time_of(NOW).unwrap()).unwrap();
+        let mut credentials = authority.issue(&name, time_of(now()).unwrap()).unwrap();
         (credentials.certificate, credentials.cabundle) = (ZEROS.to_vec(), vec![ZEROS.to_vec()]);
         spoil(&mut credentials.certificate, &mut credentials.cabundle);
         let pcrs = BTreeMap::from([(0, [7; 48]), (16, [9; 48])]);
         let statement = Statement {
             module_id: &name.module_id,
-            timestamp: NOW,
+            timestamp: now(),
             pcrs,
             public_key: None,
             user_data: Some(b"digest"),
@@ -166,12 +170,12 @@ mod tests {
         let unsigned = unsigned(|_, _| ());
         assert!(Document::parse(&unsigned).is_err(), "nobody accepts it unsigned");
         let signed = Document::parse(&notary.sign(&unsigned).unwrap()).unwrap();
-        chain::verify_signature(&signed, &anchor, NOW, Duration::ZERO).unwrap();
+        chain::verify_signature(&signed, &anchor, now(), Duration::ZERO).unwrap();
         let stated = read(&unsigned).unwrap();
         assert_eq!((signed.module_id(), signed.timestamp()), (stated.module_id(), stated.timestamp()));
         assert_eq!((signed.pcrs(), signed.public_key()), (stated.pcrs(), stated.public_key()));
         assert_eq!((signed.user_data(), signed.nonce()), (stated.user_data(), stated.nonce()));
-        assert!(chain::verify_signature(&signed, &chain::TrustAnchor::aws(), NOW, Duration::ZERO).is_err());
+        assert!(chain::verify_signature(&signed, &chain::TrustAnchor::aws(), now(), Duration::ZERO).is_err());
     }
 
     #[test]
