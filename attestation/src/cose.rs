@@ -188,6 +188,20 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_signed_is_read_for_its_payload_and_never_as_a_message() {
+        let unsigned = [&[0x84, 0x43, 0xa1, 0x01, 0x20, 0xa0, 0x43, 1, 2, 3, 0x58, 64][..], &[0; 64]].concat();
+        assert_eq!(unsigned_payload(&unsigned).unwrap(), [1, 2, 3]);
+        assert_eq!(Sign1::parse(&unsigned).unwrap_err(), CoseError::Protected);
+        assert_eq!(unsigned_payload(&message()).unwrap(), [1, 2, 3]);
+        for length in 0..unsigned.len() {
+            assert!(unsigned_payload(&unsigned[..length]).is_err(), "{length}");
+        }
+        assert!(unsigned_payload(&[&unsigned[..], &[0]].concat()).is_err());
+        let unprotected = [&unsigned[..5], &[0xa1, 1, 1], &unsigned[6..]].concat();
+        assert!(unsigned_payload(&unprotected).is_err());
+    }
+
+    #[test]
     fn heads_of_byte_strings_are_the_shortest() {
         for (length, head) in [
             (0, vec![0x40]),
