@@ -285,7 +285,7 @@ YyRIHN8wfdVoOw==
 ";
 
 fn with_configuration(toml: &str) -> Vec<u8> {
-    with_metadata(&metadata()).with(RAMDISK, configured(toml)).file()
+    with_metadata(&metadata()).without(RAMDISK).with(RAMDISK, "the program").with(RAMDISK, configured(toml)).file()
 }
 
 #[test]
