@@ -58,8 +58,12 @@ impl Certificate {
     /// # Errors
     /// When there is none, or it cannot be read.
     pub fn from_pem(pem: &[u8]) -> Result<Self, CertificateError> {
-        let der = CertificateDer::from_pem_slice(pem).map_err(|_| CertificateError::Pem)?;
-        Self::from_der(&der)
+        // Other readers take other labels too (OpenSSL: "TRUSTED CERTIFICATE"): of two blocks they might take the other.
+        let text = String::from_utf8_lossy(pem);
+        match (Self::all_from_pem(pem)?.pop(), text.matches("-----BEGIN").count()) {
+            (Some(certificate), 1) => Ok(certificate),
+            _ => Err(CertificateError::Pem),
+        }
     }
 
     /// All certificates of a PEM text.

@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::key_policy::KeyPolicyVerdict;
+
 /// Tokens that a request cost, counted by the enclave.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Usage {
@@ -85,6 +87,14 @@ pub struct SealedRefusal {
 }
 
 impl SealedRefusal {
+    /// With what the enclave saw of the key's policy, where that is what it refuses for.
+    pub(crate) fn about(mut self, key_policy: Option<&str>) -> Self {
+        if let (KEY_POLICY_OPEN, Some(verdict)) = (self.code.as_str(), key_policy) {
+            self.message = format!("{}: {}", self.message, KeyPolicyVerdict::read(verdict).to_line());
+        }
+        self
+    }
+
     /// Reads `{"error":{"code","message"}}`, with what could steer a terminal taken out.
     pub(crate) fn parse(body: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]
@@ -232,6 +242,8 @@ struct Content {
     content: Option<String>,
 }
 
+/// docs/PROTOCOL.md, section 8.
+const KEY_POLICY_OPEN: &str = "key-policy-open";
 /// One event: far above one token with its frame of padding.
 const MAX_LINE: usize = 256 * 1024;
 /// A whole completion as one object.

@@ -50,7 +50,8 @@ pub fn allow_list(releases: &[Release]) -> Value {
 /// Reads what `subrosa verify --json` printed of a live enclave.
 ///
 /// # Errors
-/// When it is something else, or its signature or freshness is not good. Whether the measurements were good does not matter: it is asked
+/// When it is something else, its signature or freshness is not good, or its trust anchor is not AWS's: whoever has another root's key
+/// could say that nothing old serves any more. Whether the measurements were good does not matter: it is asked
 /// which ones there are.
 pub fn read_serving(json: &[u8]) -> Result<Seen, RotationError> {
     let value: Value = serde_json::from_slice(json).map_err(|_| RotationError::Evidence)?;
@@ -60,6 +61,9 @@ pub fn read_serving(json: &[u8]) -> Result<Seen, RotationError> {
         if status != Some("good") {
             return Err(RotationError::NotGood { question });
         }
+    }
+    if value.get("aws_root") != Some(&Value::Bool(true)) {
+        return Err(RotationError::NotAws);
     }
     let pcrs = value.get("pcrs").and_then(Value::as_object).ok_or(RotationError::Evidence)?;
     let mut registers = Image::new();
@@ -131,6 +135,9 @@ pub enum RotationError {
         /// Which question failed.
         question: &'static str,
     },
+    /// A document under another root.
+    #[error("this evidence was verified under another trust anchor than AWS's: it does not show what serves")]
+    NotAws,
     /// No evidence.
     #[error("nothing shows what serves: give --serving for every enclave")]
     NothingSeen,
@@ -201,7 +208,7 @@ mod tests {
     #[test]
     fn evidence_is_read_only_if_signature_and_freshness_are_good() {
         let evidence = |signature: &str, freshness: &str| {
-            json!({"verdict": "failed", "timestamp": "2026-11-21T10:00:00Z", "module_id": "i-1-enc1", "pcrs": {"0": "02".repeat(48)},
+            json!({"verdict": "failed", "aws_root": true, "timestamp": "2026-11-21T10:00:00Z", "module_id": "i-1-enc1", "pcrs": {"0": "02".repeat(48)},
                 "signature": {"status": signature}, "freshness": {"status": freshness}, "measurements": {"status": "failed"}})
             .to_string()
         };
@@ -210,6 +217,8 @@ mod tests {
         for (signature, freshness) in [("failed", "good"), ("good", "failed"), ("good", "not-checked")] {
             assert!(read_serving(evidence(signature, freshness).as_bytes()).is_err());
         }
+        let simulated = evidence("good", "good").replace("\"aws_root\":true", "\"aws_root\":false");
+        assert!(matches!(read_serving(simulated.as_bytes()), Err(RotationError::NotAws)));
         assert!(read_serving(b"{}").is_err() && image_digest("00").is_err());
     }
 

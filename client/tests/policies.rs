@@ -88,7 +88,7 @@ impl Bench {
         let made = OffsetDateTime::now_utc() - time::Duration::seconds(seconds);
         let digest = self.read(&format!("{release}.json"))["Measurements"]["PCR0"].clone();
         let good = json!({"status": "good", "error": null});
-        let seen = json!({"verdict": "good", "timestamp": made.format(&Rfc3339).unwrap(), "module_id": id,
+        let seen = json!({"verdict": "good", "aws_root": true, "timestamp": made.format(&Rfc3339).unwrap(), "module_id": id,
             "pcrs": {"0": digest}, "signature": good, "freshness": good});
         self.write(file, &seen.to_string());
     }
@@ -283,6 +283,27 @@ fn the_overlap_takes_both_releases_and_the_policy_after_it_needs_evidence() {
         .map(|part| steps.find(part).unwrap())
         .to_vec();
     assert!(places.is_sorted(), "{steps}");
+}
+
+#[test]
+fn the_commands_of_a_plan_judge_the_policy_that_it_wrote_with_the_keys_grants() {
+    let bench = Bench::new();
+    assert_eq!(rotate(&bench, &[]).code, 0);
+    fs::write(bench.path("grants.json"), r#"{"Grants": []}"#).unwrap();
+    let steps = fs::read_to_string(bench.path("plan/plan.txt")).unwrap();
+    let command = steps.lines().find_map(|line| line.trim().strip_prefix("subrosa policy check ")).unwrap();
+    let command =
+        command.replace("KEY_ARN", "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab");
+    let words: Vec<&str> = ["policy", "check"].into_iter().chain(command.split(' ')).collect();
+    for needed in ["--grants", "--key", "--role", "--measurements"] {
+        assert!(words.contains(&needed), "{command}");
+    }
+    let ran = bench.run(&[&words[..], &["--strict"]].concat());
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    let without: Vec<&str> =
+        words.iter().filter(|word| !word.ends_with("grants") && **word != "grants.json").copied().collect();
+    let ran = bench.run(&without);
+    assert!(ran.stdout.contains("NOT LOOKED AT") && ran.stderr.contains("--grants"), "{}{}", ran.stdout, ran.stderr);
 }
 
 #[test]

@@ -116,7 +116,9 @@ impl Configuration {
             .iter()
             .map(|text| {
                 let mut pcr0 = [0; 48];
-                hex::decode_to_slice(text, &mut pcr0).map(|()| pcr0).map_err(|_| ConfigurationError::Image)
+                hex::decode_to_slice(text, &mut pcr0).map_err(|_| ConfigurationError::Image)?;
+                // Every enclave in debug mode, of anybody, has it.
+                if pcr0 == [0; 48] { Err(ConfigurationError::Image) } else { Ok(pcr0) }
             })
             .collect::<Result<_, _>>()?;
         let mut sha384 = [0; 48];
@@ -186,7 +188,7 @@ pub enum ConfigurationError {
     #[error("two models have the same name")]
     DuplicateModel,
     /// A PCR0 that is not 96 hexadecimal digits.
-    #[error("accepted_images must be PCR0 values of 96 hexadecimal digits")]
+    #[error("accepted_images must be PCR0 values of 96 hexadecimal digits, not all zero")]
     Image,
     /// More images than a rollover needs.
     #[error("more than {limit} accepted_images")]
@@ -355,6 +357,7 @@ pub(crate) mod tests {
         assert_eq!(of(r#","key_policies":"require""#).unwrap(), OnOpenPolicy::Require);
         assert!(of(r#","key_policies":"ignore""#).is_err());
         assert!(of(r#","accepted_images":["ab"]"#).is_err());
+        assert!(of(&format!(r#","accepted_images":["{}"]"#, "00".repeat(48))).is_err(), "a debug enclave");
         let image = "cd".repeat(48);
         let configuration = Configuration::parse(document(&format!(r#","accepted_images":["{image}"]"#)).as_bytes());
         assert_eq!(configuration.unwrap().accepted_images, [[0xcd; 48]]);

@@ -5,14 +5,15 @@
 //! verdict is a statement about one moment, and about key policy and grants alone: IAM policies are outside it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use attestation::Pcr;
 use attestation::measurement::{ZERO, extend};
+use kms_policies::Caller;
 use kms_policies::exposure::{Assessment, Expectation, Finding, KeyKind, Kind, Registers, assess};
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use crate::configuration::OnOpenPolicy;
@@ -157,10 +158,23 @@ impl Accepted {
         std::iter::once(self.own.clone()).chain(others).collect()
     }
 
-    /// The role of the parent's instance, if the policy names it: the module measured its ARN.
+    /// The role of the parent's instance, and sessions of it, as far as the policy names them: the module measured the role's ARN.
     fn roles_of(&self, policy: &str) -> Vec<String> {
-        let words = policy.split(['"', '\\']).filter(|word| word.starts_with("arn:"));
-        words.filter(|arn| extend(&ZERO, arn.as_bytes()) == self.role).map(str::to_owned).collect()
+        let policy = serde_json::from_str(policy).unwrap_or_default();
+        let is_ours = |arn: &str| extend(&ZERO, arn.as_bytes()) == self.role;
+        let names_ours =
+            |text: &&str| is_ours(text) || Caller::parse(text).is_ok_and(|caller| is_ours(caller.principal_arn()));
+        strings(&policy).into_iter().filter(names_ours).map(str::to_owned).collect()
+    }
+}
+
+/// Every string of a document. (Its nesting is bounded: serde_json reads 128 levels.)
+fn strings(value: &Value) -> Vec<&str> {
+    match value {
+        Value::String(text) => vec![text],
+        Value::Array(values) => values.iter().flat_map(strings).collect(),
+        Value::Object(members) => members.values().flat_map(strings).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Vec::new(),
     }
 }
 
@@ -171,29 +185,32 @@ pub(crate) struct KeyPolicies {
     /// Who this enclave is, and which other images are accepted beside it.
     accepted: Accepted,
     /// Judging takes up to a second of a core for the worst of policies, and is not to be had many times at once.
-    judging: Semaphore,
-    seen: Mutex<BTreeMap<KeyArn, (Instant, Arc<Verdict>)>>,
-    most: NonZeroUsize,
+    judging: Arc<Semaphore>,
+    seen: Mutex<BTreeMap<KeyArn, Arc<Seen>>>,
 }
+
+/// One key's verdict. Whoever holds the lock asks; the others wait for what comes of it.
+type Seen = tokio::sync::Mutex<Option<(Instant, Arc<Verdict>)>>;
 
 impl KeyPolicies {
     pub(crate) fn new(kms: Arc<Kms>, clock: Arc<dyn Clock>, accepted: Accepted) -> Self {
-        Self { kms, clock, accepted, judging: Semaphore::new(JUDGES), seen: Mutex::default(), most: KEYS_MAX }
+        Self { kms, clock, accepted, judging: Arc::new(Semaphore::new(JUDGES)), seen: Mutex::default() }
     }
 
     /// The verdict on a customer's key: not older than [`KEEP`], and there within [`DEADLINE`].
     pub(crate) async fn of_customer(&self, key: &KeyArn) -> Arc<Verdict> {
+        let seen = self.seen(key);
         let asking = async {
-            if let Some(verdict) = self.remembered(key) {
-                return verdict;
-            }
-            let _judge = self.judging.acquire().await;
-            // Somebody else may have asked while this one waited.
-            if let Some(verdict) = self.remembered(key) {
-                return verdict;
+            let mut seen = seen.lock().await;
+            if let Some((when, verdict)) = &*seen
+                && when.elapsed() < KEEP
+            {
+                return Arc::clone(verdict);
             }
             let verdict = Arc::new(self.ask(key, KeyKind::Customer).await);
-            self.remember(key, &verdict);
+            // What could not be asked is asked again with the next request.
+            let is_known = !matches!(*verdict, Verdict::Unavailable { .. });
+            *seen = is_known.then(|| (Instant::now(), Arc::clone(&verdict)));
             verdict
         };
         let unavailable = |_| Arc::new(Verdict::Unavailable { checked_at: self.clock.unix_seconds() });
@@ -220,28 +237,33 @@ impl KeyPolicies {
             key: kms_policies::arn::KeyArn::parse(key.as_str()).ok(),
             ..Expectation::default()
         };
-        let judged = tokio::task::spawn_blocking(move || assess(&text, grants.as_deref(), &expectation)).await;
+        let Ok(judge) = Arc::clone(&self.judging).acquire_owned().await else {
+            return Verdict::Unavailable { checked_at };
+        };
+        let judging = move || {
+            // Held until the work is over, also when nobody waits for it any more.
+            let _judge = judge;
+            assess(&text, grants.as_deref(), &expectation)
+        };
+        let judged = tokio::task::spawn_blocking(judging).await;
         judged.map_or(Verdict::Unavailable { checked_at }, |assessment| Verdict::new(assessment, checked_at))
     }
 
-    fn remembered(&self, key: &KeyArn) -> Option<Arc<Verdict>> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.get(key).filter(|(when, _)| when.elapsed() < KEEP).map(|(_, verdict)| Arc::clone(verdict))
-    }
-
-    fn remember(&self, key: &KeyArn, verdict: &Arc<Verdict>) {
-        // What could not be asked is asked again with the next request.
-        if matches!(**verdict, Verdict::Unavailable { .. }) {
-            return;
+    fn seen(&self, key: &KeyArn) -> Arc<Seen> {
+        let mut all = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = all.get(key) {
+            return Arc::clone(seen);
         }
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() >= self.most.get() {
-            seen.retain(|_, (when, _)| when.elapsed() < KEEP);
+        let seen = Arc::default();
+        if all.len() >= KEYS_MAX {
+            let is_fresh = |seen: &Option<(Instant, _)>| seen.as_ref().is_some_and(|(when, _)| when.elapsed() < KEEP);
+            all.retain(|_, seen| seen.try_lock().map_or(true, |seen| is_fresh(&seen)));
         }
         // A service with more live keys than that asks again for some of them.
-        if seen.len() < self.most.get() {
-            seen.insert(key.clone(), (Instant::now(), Arc::clone(verdict)));
+        if all.len() < KEYS_MAX {
+            all.insert(key.clone(), Arc::clone(&seen));
         }
+        seen
     }
 }
 
@@ -250,7 +272,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// A key is asked about on first use and then every five minutes, as long as a data key is cached.
 const KEEP: Duration = Duration::from_secs(300);
 const JUDGES: usize = 2;
-const KEYS_MAX: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+const KEYS_MAX: usize = 4096;
 const NAME_CHARACTERS_MAX: usize = 160;
 /// docs/PROTOCOL.md, section 6: the field of the answer's head.
 pub(crate) const FIELD_BYTES_MAX: usize = 2048;
@@ -329,6 +351,10 @@ mod tests {
         let accepted = Accepted { own: Registers::new(), role: extend(&ZERO, role.as_bytes()), others: vec![[7; 48]] };
         let policy = format!(r#"{{"Principal":{{"AWS":["arn:aws:iam::111122223333:role/other","{role}"]}}}}"#);
         assert_eq!(accepted.roles_of(&policy), [role]);
+        let escaped = policy.replace('/', r"\/");
+        assert_eq!(accepted.roles_of(&escaped), [role], "however it is written");
+        let session = "arn:aws:sts::111122223333:assumed-role/parent/i-0abc";
+        assert_eq!(accepted.roles_of(&format!(r#"{{"Principal":{{"AWS":"{session}"}}}}"#)), [session]);
         assert_eq!(accepted.roles_of("{}"), Vec::<String>::new());
         assert_eq!(accepted.images().len(), 2);
     }

@@ -69,6 +69,7 @@ async fn an_open_key_policy_is_refused_where_the_configuration_says_so() {
         panic!("{error}")
     };
     assert_eq!(refusal.code, "key-policy-open");
+    assert!(refusal.message.contains("by Support"), "{}", refusal.message);
 
     let model_key = stack.model_key.clone();
     change(&stack, &model_key, without_denies_and_with_one_decrypt_more).await;
@@ -88,6 +89,35 @@ async fn a_policy_that_the_enclave_may_not_read_is_not_called_closed() {
     let verdict = verdict(&stack).await.unwrap();
     assert_eq!(verdict.open(), None);
     assert_eq!(verdict.to_json()["status"], "not-visible");
+}
+
+/// The tunnel and the credentials are the parent's: it can keep the enclave from reading a policy, or the grants beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_that_the_parent_withholds_is_told_as_such_and_refused_where_it_is_required() {
+    let stack = stack().await;
+    for (operation, status) in [("GetKeyPolicy", "unavailable"), ("ListGrants", "checked")] {
+        let fault = format!(r#"{{"kind":"drop","times":100,"operation":"{operation}"}}"#);
+        stack.kms.faults().push(serde_json::from_str(&fault).unwrap());
+        let withheld = verdict(&stack).await.unwrap();
+        stack.kms.faults().clear();
+        assert_eq!(withheld.to_json()["status"], status);
+        if status == "checked" {
+            assert_eq!(withheld.to_json()["grants_seen"], false);
+            assert!(withheld.to_line().contains("NOT seen"), "{}", withheld.to_line());
+        }
+    }
+
+    let options = Options { key_policies: Some("require"), ..Options::new().unwrap() };
+    let stack = Stack::start(options).await.unwrap();
+    stack.kms.faults().push(serde_json::from_str(r#"{"kind":"drop","times":100,"operation":"GetKeyPolicy"}"#).unwrap());
+    let error = verdict(&stack).await.expect_err("what was not read may be open");
+    let AskError::Answer(AnswerError::Completion(CompletionError::Refused(refusal))) = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(refusal.code, "key-policy-open");
+    assert!(refusal.message.contains("not judged by the enclave (unavailable)"), "{}", refusal.message);
+    stack.kms.faults().clear();
+    assert_eq!(verdict(&stack).await.unwrap().open(), Some(0), "asked again, and read");
 }
 
 /// From the keyset that the enclave's document binds.

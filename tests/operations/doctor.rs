@@ -431,6 +431,7 @@ fn the_doctor_takes_the_configurations_that_the_enclave_takes_and_no_others() {
         "\"accepted_images\":[]".to_owned(),
         format!("\"accepted_images\":[\"{image}\"]"),
         format!("\"accepted_images\":[\"{image}00\"]"),
+        format!("\"accepted_images\":[\"{}\"]", "00".repeat(48)),
         format!("\"accepted_images\":[{}]", vec![format!("\"{image}\""); 17].join(",")),
     ] {
         documents.push(good.to_string().replacen("\"region\"", &format!("{member},\"region\""), 1));

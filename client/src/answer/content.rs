@@ -15,7 +15,7 @@ pub(super) enum Content {
     /// In the body of a good answer.
     Body { reader: Reader, left: Option<u64>, key_policy: Option<String> },
     /// In the body of a refusal.
-    Refusal { status: u16, body: Vec<u8> },
+    Refusal { status: u16, body: Vec<u8>, key_policy: Option<String> },
     /// Behind the end, or behind an error.
     Over,
 }
@@ -45,12 +45,12 @@ impl Content {
                 pushed?;
                 Self::Body { reader, left, key_policy }
             }
-            Self::Refusal { status, mut body } => {
+            Self::Refusal { status, mut body, key_policy } => {
                 if body.len().saturating_add(bytes.len()) > MAX_REFUSAL {
                     return Err(AnswerError::Status(status));
                 }
                 body.extend_from_slice(bytes);
-                Self::Refusal { status, body }
+                Self::Refusal { status, body, key_policy }
             }
             Self::Over => Self::Over,
         };
@@ -69,8 +69,8 @@ impl Content {
                 pieces.extend(texts);
                 Ok((summary, key_policy))
             }
-            Self::Refusal { status, body } => Err(match SealedRefusal::parse(&body) {
-                Some(refusal) => CompletionError::from(refusal).into(),
+            Self::Refusal { status, body, key_policy } => Err(match SealedRefusal::parse(&body) {
+                Some(refusal) => CompletionError::from(refusal.about(key_policy.as_deref())).into(),
                 None => AnswerError::Status(status),
             }),
             Self::Head(_) | Self::Over => Err(CompletionError::Unfinished.into()),
@@ -82,7 +82,7 @@ impl Content {
         if status == 200 {
             Ok(Self::Body { reader: Reader::of(&content_type)?, left: content_length, key_policy })
         } else {
-            Ok(Self::Refusal { status, body: Vec::new() })
+            Ok(Self::Refusal { status, body: Vec::new(), key_policy })
         }
     }
 }

@@ -209,24 +209,28 @@ impl Plan {
     }
 
     fn steps(&self, from: &[Release], to: &[Release], is_drained: bool) -> Vec<Step> {
-        let folder = self.output.as_deref().map_or_else(|| "PLAN".to_owned(), |folder| folder.display().to_string());
+        let folder = quoted(self.output.as_deref().unwrap_or(Path::new("PLAN")));
         let (kind, names) = match self.kind {
             Kind::ModelPack => ("model-pack-key", "the model key"),
             _ => ("customer-key", "each customer's key"),
         };
         let flags = |paths: &[PathBuf]| {
             let one = |path: &PathBuf| {
-                format!("--{} {}", if is_image(path) { "image" } else { "measurements" }, path.display())
+                format!("--{} {}", if is_image(path) { "image" } else { "measurements" }, quoted(path))
             };
             paths.iter().map(one).collect::<Vec<_>>().join(" ")
         };
         let list = |releases: &[Release]| releases.iter().map(|r| r.name.as_str()).collect::<Vec<_>>().join(", ");
         let (old, new) = (list(from), list(to));
-        let put = |stage: &str, accepted: &str| {
+        let whose = self.roles.check_options().iter().map(|option| format!(" {}", quoted(option))).collect::<String>();
+        let put = |stage: &str| {
             vec![
-                format!("subrosa policy check {folder}/policy-{stage}.json --kind {kind} {accepted}"),
+                "aws kms list-grants --key-id KEY_ARN > grants.json".to_owned(),
                 format!(
-                    "aws kms put-key-policy --key-id KEY --policy-name default --policy file://{folder}/policy-{stage}.json"
+                    "subrosa policy check {folder}/policy-{stage}.json --kind {kind} --key KEY_ARN --grants grants.json --measurements {folder}/allow-list-{stage}.json{whose}"
+                ),
+                format!(
+                    "aws kms put-key-policy --key-id KEY_ARN --policy-name default --policy file://{folder}/policy-{stage}.json"
                 ),
             ]
         };
@@ -237,7 +241,7 @@ impl Plan {
             ),
             Step::new(
                 format!("Keys next: the policy of the overlap on {names}. Both releases can use it from now on."),
-                put("overlap", &format!("{} {}", flags(&self.from), flags(&self.to))),
+                put("overlap"),
             ),
             Step::new(
                 format!("Start {new} beside {old}, and see that it serves before it gets traffic."),
@@ -267,7 +271,7 @@ impl Plan {
         }
         steps.push(Step::new(
             format!("Nothing but {new} serves: the policy after the rotation on {names}. The data-key caches of the enclaves forget within 5 minutes."),
-            put("after", &flags(&self.to)),
+            put("after"),
         ));
         steps.push(Step::new(
             "Clients last: the allow-list without the old release. Until then a client would still accept it."
@@ -308,6 +312,13 @@ fn images(path: &Path) -> Result<Vec<Image>, Failure> {
 fn is_image(path: &Path) -> bool {
     let mut begin = [0; MAGIC.len()];
     fs::File::open(path).and_then(|mut file| file.read_exact(&mut begin)).is_ok() && begin == *MAGIC
+}
+
+/// A word as a POSIX shell reads it back.
+fn quoted(word: impl AsRef<Path>) -> String {
+    let word = word.as_ref().display().to_string();
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:=+@,".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 fn text(steps: &[Step]) -> String {

@@ -15,7 +15,7 @@ use super::Kind;
 use super::accepted::CodeArguments;
 use crate::commands::arguments::{pair, read_bounded};
 use crate::commands::exit::{Exit, Failure};
-use crate::commands::output::print;
+use crate::commands::output::{note, print};
 
 /// Who could get plaintext out of a key, and how? Judges a key policy against the images that may have the key.
 #[derive(Args)]
@@ -72,6 +72,9 @@ impl Check {
         };
         let expectation = self.expectation()?;
         let assessment = assess(&text, grants.as_deref(), &expectation);
+        if !assessment.grants_seen {
+            note("subrosa: warning: without --grants only half is judged: a grant gives plaintext past any key policy");
+        }
         print(&if self.json { report_json(&assessment)?.to_string() } else { report(&assessment) })?;
         match (assessment.open.len(), assessment.weaknesses.len()) {
             (0, 0) => Ok(()),
@@ -156,7 +159,11 @@ fn report_json(assessment: &Assessment) -> Result<Value, Failure> {
 
 fn report(assessment: &Assessment) -> String {
     let mut text = String::new();
-    let verdict = if assessment.is_closed() { "no path is open without the attested code" } else { "OPEN" };
+    let verdict = match (assessment.is_closed(), assessment.grants_seen) {
+        (false, _) => "OPEN",
+        (true, true) => "no path is open without the attested code",
+        (true, false) => "no path is open by the policy; ITS GRANTS WERE NOT LOOKED AT (--grants)",
+    };
     // Writing to a string cannot fail.
     let _ = writeln!(text, "verdict: {verdict}\npolicy:  sha384 {}", hex::encode(assessment.digest.0));
     let grants = if assessment.grants_seen { "judged" } else { "not given: what they open is not seen (--grants)" };

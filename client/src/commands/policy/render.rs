@@ -160,6 +160,13 @@ impl RoleArguments {
         names.iter().map(full).collect()
     }
 
+    /// The options by which `subrosa policy check` looks at a policy for these roles.
+    pub(crate) fn check_options(&self) -> Vec<String> {
+        let roles = self.arns(&self.enclave_role).into_iter().map(|arn| ("--role", arn));
+        let context = self.context.iter().map(|(key, value)| ("--context", format!("{key}={value}")));
+        roles.chain(context).flat_map(|(option, value)| [option.to_owned(), value]).collect()
+    }
+
     pub(crate) fn customer_key(
         &self,
         accepted: &Accepted,
