@@ -62,7 +62,9 @@ compare program "$first" "$second"
 
 kernel=$(bash "$here/kernel/build.sh" 2>/dev/null)
 say 'kernel, here'
-elsewhere bash "$copy/enclave/image/kernel/build.sh" --into "$scratch/kernel" >/dev/null 2>"$scratch/log" || {
+# From the same tarball, whose digest is pinned: what is built is built again, what is fetched is not fetched again.
+SUBROSA_CACHE=${SUBROSA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/subrosa} \
+    elsewhere bash "$copy/enclave/image/kernel/build.sh" --into "$scratch/kernel" >/dev/null 2>"$scratch/log" || {
     tail -n 30 "$scratch/log"
     exit 1
 }
