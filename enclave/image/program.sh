@@ -22,17 +22,18 @@ for registry in "$cargo_home"/registry/src/*/; do
 done
 separator=$'\x1f'
 flags="-Ctarget-feature=+crt-static${separator}-Cstrip=symbols"
-# The same for what is C: aws-lc and ring name their files in their errors.
+# The same for what is C: aws-lc and ring name their files in their errors. Quoted as the crate `cc` reads it back, because a
+# folder's name may hold a space.
 cflags=''
 for map in "${maps[@]}"; do
     flags+="${separator}--remap-path-prefix=$map"
-    cflags+=" -ffile-prefix-map=$map"
+    cflags+=" $(printf '%q' "-ffile-prefix-map=$map")"
 done
 
 # Nothing of the caller's environment decides what is built, but for where the tools are and where cargo works.
 env -i PATH="$PATH" HOME="$HOME" LC_ALL=C TZ=UTC SOURCE_DATE_EPOCH=0 CARGO_HOME="$cargo_home" \
     ${RUSTUP_HOME:+RUSTUP_HOME="$RUSTUP_HOME"} ${CARGO_BUILD_JOBS:+CARGO_BUILD_JOBS="$CARGO_BUILD_JOBS"} \
-    CARGO_TARGET_DIR="$target_dir" CARGO_ENCODED_RUSTFLAGS="$flags" CFLAGS="$cflags" CARGO_TERM_PROGRESS_WHEN=never \
+    CARGO_TARGET_DIR="$target_dir" CARGO_ENCODED_RUSTFLAGS="$flags" CFLAGS="$cflags" CC_SHELL_ESCAPED_FLAGS=1 CARGO_TERM_PROGRESS_WHEN=never \
     cargo build --locked --release --package enclave --bin subrosa-enclave --target "$triple" >&2
 program=$target_dir/$triple/release/subrosa-enclave
 
