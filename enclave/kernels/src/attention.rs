@@ -1,0 +1,389 @@
+//! Attention over a paged KV cache.
+
+use half::f16;
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::dispatch::for_each_family;
+use crate::math::{exp, largest, total};
+use crate::store::Store;
+use crate::vector::Vector;
+use crate::{Family, LANES};
+
+/// Positions of a page.
+pub const BLOCK: usize = 64;
+
+/// How keys and values are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvElement {
+    /// As they were computed.
+    F32,
+    /// As half-precision floats; what is too large becomes the largest.
+    F16,
+}
+
+/// What a KV cache holds of a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvShape {
+    /// Layers.
+    pub layers: usize,
+    /// Heads of keys and values in each.
+    pub kv_heads: usize,
+    /// Elements of a key, and of a value.
+    pub head_width: usize,
+    /// How they are held.
+    pub element: KvElement,
+}
+
+/// The attention of one head of keys and values in one layer.
+///
+/// A page holds [`BLOCK`] positions of all layers and heads. Of a head it holds keys in tiles of 16 positions, element by element,
+/// and values in tiles of 16 elements, position by position: both are read as a matrix product reads its weights.
+pub struct Attention<'a> {
+    /// What the pages hold.
+    pub shape: &'a KvShape,
+    /// Which layer.
+    pub layer: usize,
+    /// Which head of keys and values.
+    pub kv_head: usize,
+    /// Pages of [`KvShape::page_bytes`], from position 0 on.
+    pub pages: &'a [&'a [u8]],
+}
+
+/// A page of a KV cache. Prompt and answer can be told from it: it is wiped on drop.
+pub struct KvPage(Store);
+
+impl KvPage {
+    /// With nothing in it.
+    #[must_use]
+    pub fn zeroed(shape: &KvShape) -> Self {
+        Self(Store::zeroed(shape.page_bytes()))
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.bytes()
+    }
+
+    /// Its bytes, to write to.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.0.bytes_mut()
+    }
+}
+
+impl Drop for KvPage {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl KvElement {
+    /// Bytes of an element.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+}
+
+impl KvShape {
+    /// Bytes of a page.
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        self.layers * self.kv_heads * self.head_bytes()
+    }
+
+    fn head_bytes(&self) -> usize {
+        BLOCK * (self.head_width + self.padded()) * self.element.bytes()
+    }
+
+    fn padded(&self) -> usize {
+        self.head_width.next_multiple_of(LANES)
+    }
+
+    fn head_offset(&self, layer: usize, kv_head: usize) -> usize {
+        assert!(layer < self.layers && kv_head < self.kv_heads, "a head of the cache");
+        (layer * self.kv_heads + kv_head) * self.head_bytes()
+    }
+}
+
+/// Puts a key and a value into a page, as position `slot` of it.
+///
+/// # Panics
+/// When the page or the lengths are not of the shape, or the slot is none.
+pub fn write_kv(
+    shape: &KvShape,
+    page: &mut [u8],
+    layer: usize,
+    kv_head: usize,
+    slot: usize,
+    key: &[f32],
+    value: &[f32],
+) {
+    assert!(page.len() == shape.page_bytes() && slot < BLOCK, "a slot of a page of this shape");
+    assert!(key.len() == shape.head_width && value.len() == shape.head_width, "a key and a value of this shape");
+    let size = shape.element.bytes();
+    let head = &mut page[shape.head_offset(layer, kv_head)..][..shape.head_bytes()];
+    let (keys, values) = head.split_at_mut(BLOCK * shape.head_width * size);
+    let put = |into: &mut [u8], at: usize, x: f32| match shape.element {
+        KvElement::F32 => into[at * 4..][..4].copy_from_slice(&x.to_le_bytes()),
+        KvElement::F16 => into[at * 2..][..2].copy_from_slice(&f16::from_f32(x.clamp(-LARGEST, LARGEST)).to_le_bytes()),
+    };
+    for (element, &x) in key.iter().enumerate() {
+        put(keys, (slot / LANES * shape.head_width + element) * LANES + slot % LANES, x);
+    }
+    for (element, &x) in value.iter().enumerate() {
+        put(values, (element / LANES * BLOCK + slot) * LANES + element % LANES, x);
+    }
+}
+
+impl Attention<'_> {
+    /// For each query, the values of the first `lengths` positions, weighted by the softmax of their keys' products with it.
+    ///
+    /// `queries` and `out` hold as many rows as there are lengths, of `head_width` elements; queries are scaled already. What comes
+    /// out for a query does not depend on the others.
+    ///
+    /// # Panics
+    /// When pages or lengths do not go together, or a length is zero.
+    pub fn attend(&self, family: Family, queries: &[f32], lengths: &[usize], out: &mut [f32]) {
+        let width = self.shape.head_width;
+        let rows = lengths.len();
+        assert!(queries.len() == rows * width && out.len() == queries.len(), "as many rows as lengths");
+        assert!(
+            lengths.iter().all(|length| (1..=self.pages.len() * BLOCK).contains(length)),
+            "lengths within the pages"
+        );
+        assert!(self.pages.iter().all(|page| page.len() == self.shape.page_bytes()), "pages of this shape");
+        let padded = self.shape.padded();
+        let mut sums = Zeroizing::new(vec![0.0; rows * padded]);
+        let mut states = vec![State { largest: f32::NEG_INFINITY, total: 0.0 }; rows];
+        let offset = self.shape.head_offset(self.layer, self.kv_head);
+        for (index, page) in self.pages.iter().enumerate() {
+            let head = &page[offset..][..self.shape.head_bytes()];
+            let (keys, values) = head.split_at(BLOCK * width * self.shape.element.bytes());
+            let block = Block { keys, values, first: index * BLOCK, width, padded };
+            match self.shape.element {
+                KvElement::F32 => block_f32(family, &block, queries, lengths, &mut states, &mut sums),
+                KvElement::F16 => block_f16(family, &block, queries, lengths, &mut states, &mut sums),
+            }
+        }
+        for ((out, sums), state) in out.chunks_exact_mut(width).zip(sums.chunks_exact(padded)).zip(&states) {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = sum / state.total;
+            }
+        }
+    }
+}
+
+/// A row so far: the largest product, and the sum of the weights relative to it (Milakov and Gimelshein 2018).
+#[derive(Clone, Copy)]
+struct State {
+    largest: f32,
+    total: f32,
+}
+
+/// One head's keys and values of one page.
+struct Block<'a> {
+    keys: &'a [u8],
+    values: &'a [u8],
+    first: usize,
+    width: usize,
+    padded: usize,
+}
+
+for_each_family!(fn block_f32 = block_of_f32(
+    block: &Block<'_>, queries: &[f32], lengths: &[usize], states: &mut [State], sums: &mut [f32],
+));
+for_each_family!(fn block_f16 = block_of_f16(
+    block: &Block<'_>, queries: &[f32], lengths: &[usize], states: &mut [State], sums: &mut [f32],
+));
+
+#[inline(always)]
+unsafe fn block_of_f32<V: Vector>(
+    block: &Block<'_>,
+    queries: &[f32],
+    lengths: &[usize],
+    states: &mut [State],
+    sums: &mut [f32],
+) {
+    // SAFETY: as the caller's.
+    unsafe { over_block::<V, false>(block, queries, lengths, states, sums) }
+}
+
+#[inline(always)]
+unsafe fn block_of_f16<V: Vector>(
+    block: &Block<'_>,
+    queries: &[f32],
+    lengths: &[usize],
+    states: &mut [State],
+    sums: &mut [f32],
+) {
+    // SAFETY: as the caller's.
+    unsafe { over_block::<V, true>(block, queries, lengths, states, sums) }
+}
+
+/// Four rows at a time, so that each key and value that is read serves four queries.
+#[inline(always)]
+unsafe fn over_block<V: Vector, const F16: bool>(
+    block: &Block<'_>,
+    queries: &[f32],
+    lengths: &[usize],
+    states: &mut [State],
+    sums: &mut [f32],
+) {
+    let Block { width, padded, .. } = *block;
+    let mut row = 0;
+    while row < lengths.len() {
+        let rows = ROWS.min(lengths.len() - row);
+        let lengths = &lengths[row..row + rows];
+        if lengths.iter().any(|&length| length > block.first) {
+            let queries = &queries[row * width..(row + rows) * width];
+            let states = &mut states[row..row + rows];
+            let sums = &mut sums[row * padded..(row + rows) * padded];
+            // SAFETY: as the caller's, with as many rows as there are lengths.
+            unsafe {
+                match rows {
+                    1 => rows_over_block::<V, F16, 1>(block, queries, lengths, states, sums),
+                    2 => rows_over_block::<V, F16, 2>(block, queries, lengths, states, sums),
+                    3 => rows_over_block::<V, F16, 3>(block, queries, lengths, states, sums),
+                    _ => rows_over_block::<V, F16, 4>(block, queries, lengths, states, sums),
+                }
+            }
+        }
+        row += rows;
+    }
+}
+
+#[inline(always)]
+unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
+    block: &Block<'_>,
+    queries: &[f32],
+    lengths: &[usize],
+    states: &mut [State],
+    sums: &mut [f32],
+) {
+    let Block { keys, values, first, width, padded } = *block;
+    let size = if F16 { 2 } else { 4 };
+    let mut weights = [[0.0_f32; BLOCK]; M];
+    let mut most = 0;
+    // SAFETY: keys are 4 tiles of `width` times 16 elements, values `padded / 16` tiles of 64 times 16; there are `M` queries of
+    // `width` elements, and `M` sums of `padded`.
+    unsafe {
+        products::<V, F16, M, 4>(
+            keys.as_ptr(),
+            width * LANES * size,
+            width,
+            queries.as_ptr(),
+            width,
+            weights.as_flattened_mut().as_mut_ptr(),
+            BLOCK,
+            false,
+        );
+        for row in 0..M {
+            let count = lengths[row].saturating_sub(first).min(BLOCK);
+            most = most.max(count);
+            let weights = &mut weights[row];
+            weights[count..].fill(f32::NEG_INFINITY);
+            let mut peak = V::splat(states[row].largest);
+            for tile in 0..BLOCK / LANES {
+                peak = V::load(weights.as_ptr().add(tile * LANES)).max(peak);
+            }
+            let peak = largest(peak);
+            if count == 0 {
+                weights.fill(0.0);
+                continue;
+            }
+            let mut sum = V::splat(0.0);
+            for tile in 0..BLOCK / LANES {
+                let at = weights.as_mut_ptr().add(tile * LANES);
+                exp(V::load(at).sub(V::splat(peak))).store(at);
+            }
+            weights[count..].fill(0.0);
+            for tile in 0..BLOCK / LANES {
+                sum = sum.add(V::load(weights.as_ptr().add(tile * LANES)));
+            }
+            let mut before = [0.0_f32; LANES];
+            exp(V::splat(states[row].largest - peak)).store(before.as_mut_ptr());
+            // Nothing was there before the first block: its weight is none, not the smallest.
+            let before = if states[row].total == 0.0 { 0.0 } else { before[0] };
+            states[row] = State { largest: peak, total: states[row].total * before + total(sum) };
+            let factor = V::splat(before);
+            for chunk in 0..padded / LANES {
+                let at = sums.as_mut_ptr().add(row * padded + chunk * LANES);
+                V::load(at).mul(factor).store(at);
+            }
+        }
+        let mut chunk = 0;
+        let stride = BLOCK * LANES * size;
+        while chunk < padded / LANES {
+            let (at, out) = (values.as_ptr().add(chunk * stride), sums.as_mut_ptr().add(chunk * LANES));
+            let left = padded / LANES - chunk;
+            let weights = weights.as_flattened().as_ptr();
+            if left >= 4 {
+                products::<V, F16, M, 4>(at, stride, most, weights, BLOCK, out, padded, true);
+                chunk += 4;
+            } else {
+                products::<V, F16, M, 1>(at, stride, most, weights, BLOCK, out, padded, true);
+                chunk += 1;
+            }
+        }
+    }
+}
+
+/// `M` rows times `N` tiles of 16 columns: `out = rows * tiles`, or added to what is there.
+///
+/// # Safety
+/// Each tile has `count` times 16 elements, each row `count`; each row of `out` has `N` times 16.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "two matrices and a third, each with its stride")]
+unsafe fn products<V: Vector, const F16: bool, const M: usize, const N: usize>(
+    tiles: *const u8,
+    tile_stride: usize,
+    count: usize,
+    rows: *const f32,
+    row_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+    add: bool,
+) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let mut sums = [[V::splat(0.0); N]; M];
+        if add {
+            for row in 0..M {
+                for tile in 0..N {
+                    sums[row][tile] = V::load(out.add(row * out_stride + tile * LANES));
+                }
+            }
+        }
+        for index in 0..count {
+            let mut lanes = [V::splat(0.0); N];
+            for tile in 0..N {
+                let at = tiles.add(tile * tile_stride);
+                lanes[tile] = if F16 {
+                    V::load_f16(at.add(index * LANES * 2))
+                } else {
+                    V::load(at.add(index * LANES * 4).cast())
+                };
+            }
+            for row in 0..M {
+                let with = V::splat(*rows.add(row * row_stride + index));
+                for tile in 0..N {
+                    sums[row][tile] = lanes[tile].fma(with, sums[row][tile]);
+                }
+            }
+        }
+        for row in 0..M {
+            for tile in 0..N {
+                sums[row][tile].store(out.add(row * out_stride + tile * LANES));
+            }
+        }
+    }
+}
+
+/// `f16::MAX`.
+const LARGEST: f32 = 65504.0;
+/// Queries that share what is read.
+const ROWS: usize = 4;

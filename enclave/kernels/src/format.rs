@@ -1,0 +1,110 @@
+//! How packed weights lie.
+
+use crate::{BLOCK_INPUTS, LANES, SUPER};
+
+/// The format of a packed matrix: what a weight is made of, and how 16 rows of weights lie in a tile.
+///
+/// The quantised formats are those of GGUF files, value for value; only their order differs. A tile is 16 outputs wide. It
+/// holds one super-block (256 inputs; the last one may be shorter) after the other, and a super-block holds, `n` being its
+/// number of blocks of 32 inputs:
+///
+/// | format | bytes of a super-block, in their order |
+/// | --- | --- |
+/// | `Q8_0` | `n` x 16 scales (f16); `n` x 512 codes, each plus 128 |
+/// | `Q4_0` | `n` x 16 scales (f16); `n` x 256 bytes of nibbles |
+/// | `Q4_K` | 16 scales of scales (f16); 16 of minima; 8 x 16 scales; 4 x 16 x 2 minima; 8 x 256 bytes of nibbles |
+/// | `Q5_K` | as `Q4_K`; then 8 x 8 masks of 64 fifth bits |
+/// | `Q6_K` | 16 scales of scales (f16), 32 bytes unused; 16 x 16 scales (i8); 8 x 256 bytes of nibbles; 8 x 128 of high bits |
+///
+/// Codes of a block lie as 8 groups of 4 inputs; a group holds 4 codes of each of 16 outputs: 64 bytes, one vector, of which an
+/// instruction multiplies each four with the same four activations. A byte of nibbles holds the codes of group `g` (low) and
+/// `g + 4` (high). Floats lie input by input, 16 outputs each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// 32-bit floats.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// 8 bits and a scale for 32.
+    Q8_0,
+    /// 4 bits and a scale for 32.
+    Q4_0,
+    /// 4 bits, 6-bit scales and minima for 32, two scales for 256.
+    Q4K,
+    /// 5 bits, else as `Q4K`.
+    Q5K,
+    /// 6 bits, 8-bit scales for 16, one scale for 256.
+    Q6K,
+}
+
+impl Format {
+    /// All of them.
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4K, Self::Q5K, Self::Q6K];
+
+    /// Inputs that lie together in a file: a row has a multiple of so many.
+    #[must_use]
+    pub const fn inputs_of_block(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q8_0 | Self::Q4_0 => BLOCK_INPUTS,
+            Self::Q4K | Self::Q5K | Self::Q6K => SUPER * BLOCK_INPUTS,
+        }
+    }
+
+    /// Bytes of such a block in a GGUF file (`ggml-common.h`: `block_q8_0` and so on).
+    #[must_use]
+    pub const fn bytes_of_block(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q8_0 => 34,
+            Self::Q4_0 => 18,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Whether activations are quantised to 8 bits before they are multiplied.
+    #[must_use]
+    pub const fn is_quantised(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    /// Bytes of a super-block of `blocks` blocks in a tile.
+    pub(crate) const fn super_bytes(self, blocks: usize) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => blocks * BLOCK_INPUTS * LANES * self.bytes_of_block(),
+            Self::Q8_0 => blocks * (32 + 512),
+            Self::Q4_0 => blocks * (32 + 256),
+            Self::Q4K => K_HEAD + SUPER * 256,
+            Self::Q5K => K_HEAD + SUPER * (256 + 64),
+            Self::Q6K => Q6_HEAD + SUPER * (256 + 128),
+        }
+    }
+
+    /// Bytes of a tile of 16 outputs.
+    pub(crate) const fn tile_bytes(self, inputs: usize) -> usize {
+        if self.is_quantised() {
+            let blocks = inputs / BLOCK_INPUTS;
+            blocks / SUPER * self.super_bytes(SUPER)
+                + if blocks.is_multiple_of(SUPER) { 0 } else { self.super_bytes(blocks % SUPER) }
+        } else {
+            inputs * LANES * self.bytes_of_block()
+        }
+    }
+
+    /// Bytes that a matrix takes once it is packed.
+    #[must_use]
+    pub const fn packed_bytes(self, outputs: usize, inputs: usize) -> usize {
+        outputs.div_ceil(LANES).saturating_mul(self.tile_bytes(inputs))
+    }
+}
+
+/// Scales of scales, scales of minima, scales, minima.
+pub(crate) const K_HEAD: usize = 32 + 32 + SUPER * LANES + SUPER * LANES;
+/// Scales of scales and room after them, so that the rest lies on lines of the cache; scales.
+pub(crate) const Q6_HEAD: usize = 64 + 2 * SUPER * LANES;

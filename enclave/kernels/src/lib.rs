@@ -1,0 +1,96 @@
+//! What the engine spends its time in: products of packed weights with activations, attention over a paged KV cache, and
+//! the element-wise parts between them.
+//!
+//! Three families compute the same: AVX-512 VNNI, AVX2 with FMA, and plain Rust. The family is chosen at run time
+//! ([`Family::best`]), so one image runs, and measures the same, on every host. **All families give the same bits**: integer
+//! sums are exact, every f32 operation is a fused or a single one in an order that the format fixes, and no sum runs across
+//! lanes. The order depends neither on how many rows are computed together nor on the number of threads.
+//!
+//! Weights lie in *tiles* of 16 outputs (see [`Format`]): a vector instruction works on 16 outputs at once, and reads the
+//! weights in the order in which they lie.
+
+mod activations;
+mod attention;
+mod dispatch;
+mod format;
+mod math;
+mod pack;
+mod packed;
+mod plain;
+mod product;
+mod store;
+mod vector;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+pub use activations::Activations;
+pub use attention::{Attention, BLOCK, KvElement, KvPage, KvShape, write_kv};
+pub use format::Format;
+pub use math::{add, rms_norm, swiglu};
+pub use packed::{PackError, Packed};
+pub use product::{Product, multiply};
+
+/// Instructions that the kernels are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// What every processor has.
+    Plain,
+    /// AVX2, FMA and F16C: Haswell and later, Zen and later.
+    Avx2,
+    /// AVX-512 F, BW, VL and VNNI: Ice Lake and later, Zen 4 and later.
+    Avx512Vnni,
+}
+
+impl Family {
+    /// The fastest that this processor has.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::all().last().copied().unwrap_or(Self::Plain)
+    }
+
+    /// Those that this processor has, the slowest first.
+    #[must_use]
+    pub fn all() -> &'static [Self] {
+        static FOUND: std::sync::OnceLock<Vec<Family>> = std::sync::OnceLock::new();
+        FOUND.get_or_init(|| {
+            let mut found = vec![Self::Plain];
+            #[cfg(target_arch = "x86_64")]
+            {
+                let avx2 = is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c");
+                if avx2 {
+                    found.push(Self::Avx2);
+                }
+                let avx512 = is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512vnni");
+                if avx2 && avx512 {
+                    found.push(Self::Avx512Vnni);
+                }
+            }
+            found
+        })
+    }
+
+    /// The name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Avx2 => "avx2",
+            Self::Avx512Vnni => "avx512-vnni",
+        }
+    }
+}
+
+/// Outputs of a tile.
+pub const LANES: usize = 16;
+/// Inputs that share a scale.
+pub(crate) const BLOCK_INPUTS: usize = 32;
+/// Blocks that lie together: 256 inputs, the super-block of the K formats.
+pub(crate) const SUPER: usize = 8;

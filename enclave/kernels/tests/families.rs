@@ -1,0 +1,303 @@
+//! Every family gives the bits of the plain one, and those are near to what f64 says.
+#![allow(clippy::unwrap_used, reason = "a test says what failed by panicking")]
+
+use kernels::{
+    Activations, Attention, BLOCK, Family, Format, KvElement, KvShape, Packed, Product, multiply, rms_norm, swiglu,
+    write_kv,
+};
+use proptest::prelude::*;
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// From -1 to 1.
+    fn float(&mut self) -> f32 {
+        ((self.next() >> 40) as f32 / (1 << 23) as f32) - 1.0
+    }
+
+    fn floats(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.float()).collect()
+    }
+}
+
+/// The bytes of a tensor: any codes, and scales that are small numbers.
+fn tensor(format: Format, outputs: usize, inputs: usize, random: &mut Random) -> Vec<u8> {
+    let blocks = outputs * inputs / format.inputs_of_block();
+    let mut bytes = Vec::new();
+    for _ in 0..blocks {
+        let mut block: Vec<u8> = (0..format.bytes_of_block()).map(|_| random.next() as u8).collect();
+        let mut half =
+            |at: usize, value: f32| block[at..at + 2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes());
+        match format {
+            Format::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
+            Format::F16 => half(0, random.float()),
+            Format::Bf16 => block.copy_from_slice(&half::bf16::from_f32(random.float()).to_le_bytes()),
+            Format::Q8_0 | Format::Q4_0 => half(0, random.float() * 0.01),
+            Format::Q4K | Format::Q5K => {
+                half(0, random.float() * 0.01);
+                half(2, random.float() * 0.01);
+            }
+            Format::Q6K => half(208, random.float() * 0.01),
+        }
+        bytes.extend(block);
+    }
+    bytes
+}
+
+fn product(family: Family, weights: &Packed, rows: &[f32]) -> Vec<f32> {
+    let count = rows.len() / weights.inputs();
+    let mut activations = Activations::new();
+    activations.rows_mut(count, weights.inputs()).copy_from_slice(rows);
+    activations.quantise(family);
+    let mut out = vec![0.0; count * weights.outputs()];
+    multiply(family, &activations, &mut [Product { weights, out: &mut out }]);
+    out
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn weights_of(packed: &Packed) -> Vec<Vec<f32>> {
+    (0..packed.outputs())
+        .map(|row| {
+            let mut out = vec![0.0; packed.inputs()];
+            packed.row(row, &mut out);
+            out
+        })
+        .collect()
+}
+
+#[test]
+fn every_family_and_number_of_rows_gives_the_same_bits_near_what_f64_says() {
+    let mut random = Random(1);
+    for format in Format::ALL {
+        let block = format.inputs_of_block();
+        let widths: &[usize] = if block == 256 {
+            &[256, 768]
+        } else if block == 32 {
+            &[32, 96, 288, 512]
+        } else {
+            &[1, 33, 256]
+        };
+        for &inputs in widths {
+            for outputs in [1, 15, 16, 40, 97] {
+                let packed =
+                    Packed::pack(format, outputs, inputs, &tensor(format, outputs, inputs, &mut random)).unwrap();
+                let exact = weights_of(&packed);
+                let rows = random.floats(19 * inputs);
+                let expected = product(Family::Plain, &packed, &rows);
+                for (row, results) in rows.chunks_exact(inputs).zip(expected.chunks_exact(outputs)) {
+                    for (weights, result) in exact.iter().zip(results) {
+                        let terms = weights.iter().zip(row).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                        let size: f64 = weights.iter().map(|w| f64::from(w.abs())).sum();
+                        // Half a step of 127 for each activation, and rounding.
+                        let bound = if format.is_quantised() { size / 200.0 } else { size * 1e-6 } + 1e-9;
+                        let sum: f64 = terms.sum();
+                        assert!((sum - f64::from(*result)).abs() <= bound, "{format:?} {inputs}: {sum} {result}");
+                    }
+                }
+                for &family in Family::all() {
+                    for count in [1, 2, 3, 4, 5, 6, 7, 8, 13, 19] {
+                        let some = product(family, &packed, &rows[..count * inputs]);
+                        assert_eq!(
+                            bits(&some),
+                            bits(&expected[..count * outputs]),
+                            "{format:?} {family:?} {inputs} {count}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let mut random = Random(2);
+    let packed = Packed::pack(Format::Q4K, 1000, 512, &tensor(Format::Q4K, 1000, 512, &mut random)).unwrap();
+    let rows = random.floats(200 * 512);
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| bits(&product(Family::best(), &packed, &rows)))
+    };
+    assert!(on(1) == on(3));
+}
+
+#[test]
+fn a_row_with_an_infinite_element_gives_no_number() {
+    let mut random = Random(3);
+    let packed = Packed::pack(Format::Q8_0, 16, 64, &tensor(Format::Q8_0, 16, 64, &mut random)).unwrap();
+    for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut rows = random.floats(128);
+        rows[70] = odd;
+        for &family in Family::all() {
+            let out = product(family, &packed, &rows);
+            assert!(
+                out[..16].iter().all(|x| x.is_finite()) && out[16..].iter().all(|x| x.is_nan()),
+                "{family:?} {odd}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_most_negative_code_is_computed_with() {
+    let mut bytes = half::f16::from_f32(1.0).to_le_bytes().to_vec();
+    bytes.extend([0x80_u8; 32]);
+    let packed = Packed::pack(Format::Q8_0, 1, 32, &bytes).unwrap();
+    for &family in Family::all() {
+        for sign in [1.0, -1.0] {
+            assert_eq!(product(family, &packed, &[sign; 32]), [-128.0 * 32.0 * sign], "{family:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_whole_matrix_is_refused() {
+    assert!(Packed::pack(Format::Q4K, 1, 128, &[0; 144]).is_err());
+    assert!(Packed::pack(Format::Q8_0, 2, 32, &[0; 34]).is_err());
+    assert!(Packed::pack(Format::F32, 0, 4, &[]).is_err());
+    assert!(Packed::pack(Format::F32, 1, 0, &[]).is_err());
+}
+
+struct Cache {
+    shape: KvShape,
+    pages: Vec<Vec<u8>>,
+    /// By position, of each head.
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+}
+
+fn cache(shape: KvShape, length: usize, random: &mut Random) -> Cache {
+    let mut cache = Cache { shape, pages: Vec::new(), keys: Vec::new(), values: Vec::new() };
+    for position in 0..length {
+        if position % BLOCK == 0 {
+            cache.pages.push(vec![0; shape.page_bytes()]);
+        }
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        for head in 0..shape.kv_heads {
+            let (key, value) = (random.floats(shape.head_width), random.floats(shape.head_width));
+            let page = cache.pages.last_mut().unwrap();
+            write_kv(&shape, page, shape.layers - 1, head, position % BLOCK, &key, &value);
+            keys.extend(key);
+            values.extend(value);
+        }
+        cache.keys.push(keys);
+        cache.values.push(values);
+    }
+    cache
+}
+
+impl Cache {
+    fn attend(&self, family: Family, head: usize, queries: &[f32], lengths: &[usize]) -> Vec<f32> {
+        let pages: Vec<&[u8]> = self.pages.iter().map(Vec::as_slice).collect();
+        let mut out = vec![0.0; queries.len()];
+        Attention { shape: &self.shape, layer: self.shape.layers - 1, kv_head: head, pages: &pages }
+            .attend(family, queries, lengths, &mut out);
+        out
+    }
+
+    fn exact(&self, head: usize, query: &[f32], length: usize) -> Vec<f64> {
+        let width = self.shape.head_width;
+        let dot = |key: &[f32]| {
+            key[head * width..][..width].iter().zip(query).map(|(k, q)| f64::from(*k) * f64::from(*q)).sum::<f64>()
+        };
+        let weights: Vec<f64> = self.keys[..length].iter().map(|key| dot(key).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        (0..width)
+            .map(|element| {
+                let terms = weights
+                    .iter()
+                    .zip(&self.values)
+                    .map(|(weight, value)| weight * f64::from(value[head * width + element]));
+                terms.sum::<f64>() / total
+            })
+            .collect()
+    }
+}
+
+#[test]
+fn attention_is_near_what_f64_says_and_the_same_in_every_family_however_rows_are_put_together() {
+    let mut random = Random(4);
+    for (element, bound) in [(KvElement::F32, 1e-5), (KvElement::F16, 3e-3)] {
+        for width in [16, 20, 64, 80, 128] {
+            for length in [1, 15, 64, 65, 200] {
+                let cache = cache(KvShape { layers: 2, kv_heads: 3, head_width: width, element }, length, &mut random);
+                let rows = 7;
+                let queries = random.floats(rows * width);
+                let lengths: Vec<usize> =
+                    (0..rows).map(|row| (length - (rows - 1 - row).min(length - 1)).max(1)).collect();
+                let expected = cache.attend(Family::Plain, 1, &queries, &lengths);
+                for (row, length) in lengths.iter().enumerate() {
+                    let exact = cache.exact(1, &queries[row * width..][..width], *length);
+                    for (exact, found) in exact.iter().zip(&expected[row * width..]) {
+                        assert!(
+                            (exact - f64::from(*found)).abs() < bound,
+                            "{element:?} {width} {length}: {exact} {found}"
+                        );
+                    }
+                }
+                for &family in Family::all() {
+                    assert_eq!(bits(&cache.attend(family, 1, &queries, &lengths)), bits(&expected), "{family:?}");
+                    for (row, length) in lengths.iter().enumerate() {
+                        let alone = cache.attend(family, 1, &queries[row * width..][..width], &[*length]);
+                        assert_eq!(
+                            bits(&alone),
+                            bits(&expected[row * width..][..width]),
+                            "{family:?} {element:?} {width} {length}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_key_that_is_no_number_shows() {
+    let shape = KvShape { layers: 1, kv_heads: 1, head_width: 16, element: KvElement::F16 };
+    let mut cache = cache(shape, 70, &mut Random(5));
+    write_kv(&shape, &mut cache.pages[1], 0, 0, 2, &[f32::NAN; 16], &[0.0; 16]);
+    for &family in Family::all() {
+        assert!(cache.attend(family, 0, &[1.0; 16], &[70]).iter().all(|x| x.is_nan()), "{family:?}");
+        assert!(cache.attend(family, 0, &[1.0; 16], &[66]).iter().all(|x| x.is_finite()), "{family:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn norms_and_gates_are_the_same_in_every_family(rows in prop::collection::vec(-100.0_f32..100.0, 1..100)) {
+        let weight: Vec<f32> = rows.iter().map(|x| x * 0.5).collect();
+        let run = |family: Family| {
+            let mut normed = vec![0.0; rows.len()];
+            rms_norm(family, &rows, &weight, 1e-5, &mut normed);
+            let mut gated = rows.clone();
+            swiglu(family, &mut gated, &weight);
+            (normed, gated)
+        };
+        let (normed, gated) = run(Family::Plain);
+        for &family in Family::all() {
+            let (other_normed, other_gated) = run(family);
+            prop_assert_eq!(bits(&normed), bits(&other_normed));
+            prop_assert_eq!(bits(&gated), bits(&other_gated));
+        }
+        let mean = rows.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / rows.len() as f64;
+        for ((x, weight), (normed, gated)) in rows.iter().zip(&weight).zip(normed.iter().zip(&gated)) {
+            let (x, weight) = (f64::from(*x), f64::from(*weight));
+            let exact = x / (mean + 1e-5).sqrt() * weight;
+            prop_assert!((exact - f64::from(*normed)).abs() <= exact.abs() * 1e-5 + 1e-6, "{} {}", exact, normed);
+            let exact = x / (1.0 + (-x).exp()) * weight;
+            prop_assert!((exact - f64::from(*gated)).abs() <= exact.abs() * 1e-5 + 1e-30, "{} {}", exact, gated);
+        }
+    }
+}
