@@ -28,11 +28,12 @@ fn linked_by(package: &str) -> BTreeSet<String> {
     names.lines().filter_map(|line| line.split(' ').next()).filter(|name| *name != package).map(str::to_owned).collect()
 }
 
-const OURS: [&str; 12] = [
+const OURS: [&str; 13] = [
     "address",
     "attestation",
     "enclave",
     "inference",
+    "kernels",
     "kms-policies",
     "model-header",
     "parent",
@@ -53,14 +54,14 @@ fn names(list: &[&str]) -> BTreeSet<String> {
 
 #[test]
 fn leaves_know_nothing_of_each_other() {
-    for leaf in ["address", "attestation", "kms-policies", "model-header", "sealing", "vectors"] {
+    for leaf in ["address", "attestation", "kernels", "kms-policies", "model-header", "sealing", "vectors"] {
         assert_eq!(ours(leaf), names(&[]), "{leaf}");
     }
 }
 
 #[test]
-fn the_engine_knows_its_models_header_and_nothing_else_of_ours() {
-    assert_eq!(ours("inference"), names(&["model-header"]));
+fn the_engine_knows_its_kernels_and_its_models_header_and_nothing_else_of_ours() {
+    assert_eq!(ours("inference"), names(&["kernels", "model-header"]));
 }
 
 #[test]
@@ -76,7 +77,7 @@ fn the_client_links_neither_the_enclave_nor_the_parent() {
 #[test]
 fn the_client_plans_without_the_engine() {
     let below = linked_by("subrosa-client");
-    for forbidden in ["inference", "candle-core", "tokenizers", "rayon"] {
+    for forbidden in ["inference", "kernels", "candle-core", "tokenizers", "rayon"] {
         assert!(!below.contains(forbidden), "the client links {forbidden}");
     }
 }
@@ -84,7 +85,7 @@ fn the_client_plans_without_the_engine() {
 #[test]
 fn the_enclave_links_its_leaves_alone() {
     let mine = ours("enclave");
-    let leaves = ["address", "attestation", "inference", "kms-policies", "model-header", "sealing"];
+    let leaves = ["address", "attestation", "inference", "kernels", "kms-policies", "model-header", "sealing"];
     assert!(mine.is_subset(&names(&leaves)), "{mine:?}");
 }
 

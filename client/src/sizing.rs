@@ -76,13 +76,12 @@ impl Load {
     pub fn parts(&self) -> Parts {
         let Self { plan, sequences, context, cpus, image } = self;
         let count = *sequences as u64;
-        let sequence = (plan.kv_bytes_per_token as u64).saturating_mul(*context as u64);
         Parts {
             image: image.unpacked,
             program: PROGRAM,
             weights: plan.weights_bytes as u64,
             loading: (plan.file_bytes as u64).saturating_add(plan.loading_bytes as u64),
-            keys_and_values: sequence.saturating_mul(count),
+            keys_and_values: plan.sequence_bytes(*context).saturating_mul(count),
             activations: plan.activations.bytes(*sequences, *context, *cpus),
             messages: MESSAGES.saturating_mul(count),
         }

@@ -41,14 +41,23 @@ fn the_plan_says_what_is_needed_and_what_has_room_for_it() {
 
 #[test]
 fn what_a_given_memory_holds_fits_it_and_one_token_more_does_not() {
-    let (all, _) = json(&[MODEL, "--sequences", "64"]);
+    // With a longer context than its own, so that keys and values take most.
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("long.gguf");
+    let mut file = std::fs::read(MODEL).unwrap();
+    let key = b"llama.context_length";
+    let value = file.windows(key.len()).position(|window| window == key).unwrap() + key.len() + size_of::<u32>();
+    file[value..value + 4].copy_from_slice(&8192_u32.to_le_bytes());
+    std::fs::write(&model, file).unwrap();
+    let model = model.to_str().unwrap();
+    let (all, _) = json(&[model, "--sequences", "64"]);
     let less = (all["needed_mib"].as_u64().unwrap() - 20).to_string();
-    let (fitting, code) = json(&[MODEL, "--sequences", "64", "--memory", &less]);
+    let (fitting, code) = json(&[model, "--sequences", "64", "--memory", &less]);
     assert_eq!(code, Some(0));
     let longest = fitting["given"]["longest_context"].as_u64().unwrap();
     assert_eq!(fitting["context"], longest);
     assert!(longest < all["model"]["context_length"].as_u64().unwrap());
-    let (more, code) = json(&[MODEL, "--sequences", "64", "--memory", &less, "--context", &(longest + 1).to_string()]);
+    let (more, code) = json(&[model, "--sequences", "64", "--memory", &less, "--context", &(longest + 1).to_string()]);
     assert_eq!((code, &more["given"]["fits"]), (Some(1), &false.into()));
 }
 

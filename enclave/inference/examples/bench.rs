@@ -10,12 +10,11 @@
 use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use inference::{BLOCK_THREADS_VARIABLE, Cancel, LoadOptions, Model, Sampling};
+use inference::{Cancel, LoadOptions, Model, Sampling};
 use serde_json::json;
 
 /// Measures the engine.
@@ -47,32 +46,34 @@ struct Arguments {
     json: bool,
 }
 
-fn main() -> Result<ExitCode, Box<dyn Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    // candle reads the size of its pool from the environment that the process starts with.
-    let threads = arguments.threads.to_string();
-    if std::env::var(BLOCK_THREADS_VARIABLE).ok().as_ref() != Some(&threads) {
-        let mut again = Command::new(std::env::current_exe()?);
-        let status = again.args(std::env::args_os().skip(1)).env(BLOCK_THREADS_VARIABLE, threads).status()?;
-        return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-    }
-    let options = LoadOptions { threads: arguments.threads, ..LoadOptions::default() };
-    let model = Model::load(&std::fs::read(&arguments.model)?, &options)?;
-    // The first products pack the weights.
+    let options = LoadOptions { threads: arguments.threads };
+    let mut file = std::fs::File::open(&arguments.model)?;
+    let bytes = usize::try_from(file.metadata()?.len())?;
+    let model = Model::read(&mut file, bytes, &options)?;
+    // Buffers grow, caches fill.
     decode_time(&model, 16, 2);
     for &sequences in &arguments.sequences {
+        if sequences > 1 {
+            for &length in &arguments.decode {
+                let rate = median(arguments.rounds, || batch_rate(&model, sequences, length));
+                report(&arguments, &model, "batch", length, 0, sequences, rate);
+            }
+            continue;
+        }
         for &length in &arguments.prefill {
-            let report = |seconds: f64| report(&arguments, &model, "prefill", length, 0, sequences, seconds);
-            report(median(arguments.rounds, || together(sequences, || prefill_time(&model, length))));
+            let rate = median(arguments.rounds, || length as f64 / prefill_time(&model, length).as_secs_f64());
+            report(&arguments, &model, "prefill", length, 0, 1, rate);
         }
         for &length in &arguments.decode {
             for &depth in &arguments.depth {
-                let report = |seconds: f64| report(&arguments, &model, "decode", length, depth, sequences, seconds);
-                report(median(arguments.rounds, || together(sequences, || decode_time(&model, depth, length))));
+                let rate = || length as f64 / decode_time(&model, depth, length).as_secs_f64();
+                report(&arguments, &model, "decode", length, depth, 1, median(arguments.rounds, rate));
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// From the start to the first token.
@@ -106,17 +107,23 @@ fn run(model: &Model, prompt: usize, answer: usize, on_token: &mut dyn FnMut()) 
     generated.expect("the model has room for the answer");
 }
 
-/// The longest time of several that start at the same moment.
-fn together(sequences: usize, work: impl Fn() -> Duration + Sync) -> f64 {
+/// Tokens a second of so many answers at the same time, from when all of them have begun until the last one ends.
+fn batch_rate(model: &Model, sequences: usize, length: usize) -> f64 {
     let barrier = Barrier::new(sequences);
     let timed = || {
         barrier.wait();
-        work()
+        let mut times = Vec::with_capacity(length + 1);
+        run(model, BATCH_PROMPT, length + 1, &mut || times.push(Instant::now()));
+        times
     };
-    std::thread::scope(|scope| {
+    let times: Vec<Vec<Instant>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..sequences).map(|_| scope.spawn(timed)).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap().as_secs_f64()).fold(0.0, f64::max)
-    })
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    let begun = *times.iter().filter_map(|times| times.first()).max().unwrap();
+    let ended = *times.iter().filter_map(|times| times.last()).max().unwrap();
+    let tokens = times.iter().flatten().filter(|time| **time > begun).count();
+    tokens as f64 / (ended - begun).as_secs_f64()
 }
 
 fn median(rounds: usize, measure: impl Fn() -> f64) -> f64 {
@@ -125,9 +132,8 @@ fn median(rounds: usize, measure: impl Fn() -> f64) -> f64 {
     times.swap_remove(times.len() / 2)
 }
 
-fn report(arguments: &Arguments, model: &Model, test: &str, n: usize, depth: usize, sequences: usize, seconds: f64) {
-    let rate = (n * sequences) as f64 / seconds;
-    let kernel = if model.uses_block_threads() { "candle-blocks" } else { "candle-f32" };
+fn report(arguments: &Arguments, model: &Model, test: &str, n: usize, depth: usize, sequences: usize, rate: f64) {
+    let kernel = model.kernel();
     let threads = arguments.threads;
     let rss = resident_mib();
     if arguments.json {
@@ -148,3 +154,6 @@ fn resident_mib() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
+
+/// Tokens in front of answers that run at the same time, as many as llama-batched-bench is asked for in the comparison.
+const BATCH_PROMPT: usize = 32;

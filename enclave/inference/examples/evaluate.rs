@@ -35,6 +35,9 @@ struct Arguments {
     /// Most answers with a wrong field that are shown on stderr.
     #[arg(long, default_value_t = 3)]
     show: usize,
+    /// Let the engine guess what is copied from the note: another pace, the same answers.
+    #[arg(long)]
+    speculate: bool,
     /// The figures as JSON.
     #[arg(long)]
     json: bool,
@@ -59,12 +62,12 @@ struct Figures {
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let arguments = Arguments::parse();
-    let options = LoadOptions { threads: arguments.threads, ..LoadOptions::default() };
+    let options = LoadOptions { threads: arguments.threads };
     let model = Model::load(&std::fs::read(&arguments.model)?, &options)?;
     let lines = std::fs::read_to_string(&arguments.held_out)?;
     let cases: Vec<Case> =
         lines.lines().filter(|line| !line.trim().is_empty()).map(serde_json::from_str).collect::<Result<_, _>>()?;
-    let figures = evaluate(&model, &cases, arguments.show)?;
+    let figures = evaluate(&model, &cases, &arguments)?;
     if arguments.json {
         println!("{}", serde_json::to_string(&figures)?);
     } else {
@@ -79,13 +82,13 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     Ok(if enough { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn evaluate(model: &Model, cases: &[Case], show: usize) -> Result<Figures, Box<dyn Error>> {
+fn evaluate(model: &Model, cases: &[Case], arguments: &Arguments) -> Result<Figures, Box<dyn Error>> {
     let start = Instant::now();
     let mut figures = Figures { notes: cases.len(), ..Figures::default() };
     let mut counts: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
     let mut shown = 0;
     for (index, case) in cases.iter().enumerate() {
-        let answer = answer(model, &case.note)?;
+        let answer = answer(model, &case.note, arguments.speculate)?;
         let said = fields(&answer);
         let mut all = true;
         for (field, value) in &case.fields {
@@ -96,7 +99,7 @@ fn evaluate(model: &Model, cases: &[Case], show: usize) -> Result<Figures, Box<d
             all &= exact;
         }
         figures.notes_exact += usize::from(all);
-        if !all && shown < show {
+        if !all && shown < arguments.show {
             shown += 1;
             eprintln!("\r--- note {}\n{}\n--- answer\n{answer}\n--- true\n{:?}", index + 1, case.note, case.fields);
         }
@@ -114,11 +117,12 @@ fn evaluate(model: &Model, cases: &[Case], show: usize) -> Result<Figures, Box<d
     Ok(figures)
 }
 
-fn answer(model: &Model, note: &str) -> Result<String, Box<dyn Error>> {
+fn answer(model: &Model, note: &str, speculate: bool) -> Result<String, Box<dyn Error>> {
     let prompt = model.prompt(&[Message { role: Role::User, content: note }])?;
     let mut answer = String::new();
     let room = model.room_after(&prompt);
-    model.generate(&prompt, &Sampling::greedy(), room, &Cancel::new(), &mut |token| {
+    let sampling = Sampling { speculate, ..Sampling::greedy() };
+    model.generate(&prompt, &sampling, room, &Cancel::new(), &mut |token| {
         answer.push_str(token.text);
         ControlFlow::Continue(())
     })?;

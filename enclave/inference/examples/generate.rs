@@ -46,7 +46,7 @@ struct Arguments {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
-    let options = LoadOptions { threads: arguments.threads, ..LoadOptions::default() };
+    let options = LoadOptions { threads: arguments.threads };
     let model = Model::load(&std::fs::read(&arguments.model)?, &options)?;
     let mut messages = Vec::new();
     messages.extend(arguments.system.as_deref().map(|content| Message { role: Role::System, content }));

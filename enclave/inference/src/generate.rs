@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
+use zeroize::Zeroizing;
 
-use crate::llama::{ForwardError, KvCache};
+use crate::engine::{Event, Wanted};
 use crate::model::{Model, Prompt};
-use crate::sample::{Sampler, Sampling, SamplingError};
+use crate::sample::{Sampling, SamplingError};
 use crate::stream::TextStream;
 
-/// Ends an answer from another thread: set once, seen before each layer of the prompt's chunks and each token.
+/// Ends an answer from another thread: set once, seen before each step, and before each layer of one that computes for nobody else.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -86,7 +87,8 @@ pub enum GenerateError {
 
 impl Model {
     /// Answers `prompt` with at most `max_tokens` tokens (see [`Model::room_after`]). Blocks the calling thread, on
-    /// which `on_token` is called, until the answer ends.
+    /// which `on_token` is called, until the answer ends. Answers that run at the same time share the engine's steps; each gets what
+    /// it would get alone.
     ///
     /// # Errors
     /// Parameters out of range and an answer that might not fit are refused before any work.
@@ -99,28 +101,26 @@ impl Model {
         on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
     ) -> Result<Finished, GenerateError> {
         self.check(prompt, sampling, max_tokens)?;
-        // The last token of an answer is chosen, but never computed with.
-        let mut cache = KvCache::new(&self.llama.config, prompt.len() + max_tokens - 1);
-        let mut sampler = Sampler::new(sampling);
+        let answer = self.engine.submit(Wanted {
+            prompt: Zeroizing::new(prompt.tokens().to_vec()),
+            max_tokens,
+            sampling: sampling.clone(),
+            cancel: cancel.clone(),
+        });
         let mut stream = TextStream::new(&sampling.stops);
         let mut last = None;
         let mut count = 0;
         let finished = |reason, count| Finished { reason, prompt_tokens: prompt.len(), completion_tokens: count };
 
         let reason = loop {
-            let logits = match last {
-                None => self.forward(prompt.tokens(), &mut cache, cancel),
-                Some(id) => self.forward(&[id], &mut cache, cancel),
+            let id = match answer.next() {
+                Event::Token(id) => id,
+                Event::End => break FinishReason::End,
+                Event::Length => break FinishReason::Length,
+                Event::Cancelled => return Ok(finished(FinishReason::Cancelled, count)),
+                Event::NotANumber => return Err(GenerateError::NotANumber),
+                Event::Failed => return Err(GenerateError::Engine),
             };
-            let logits = match logits {
-                Ok(logits) => logits,
-                Err(ForwardError::Cancelled) => return Ok(finished(FinishReason::Cancelled, count)),
-                Err(ForwardError::Engine) => return Err(GenerateError::Engine),
-            };
-            let id = sampler.choose(&logits).ok_or(GenerateError::NotANumber)?;
-            if self.tokenizer.is_end(id) {
-                break FinishReason::End;
-            }
             last = Some(id);
             count += 1;
             let piece = stream.push(&self.tokenizer.bytes_of(id));
@@ -129,9 +129,6 @@ impl Model {
             }
             if piece.stopped {
                 return Ok(finished(FinishReason::Stop, count));
-            }
-            if count == max_tokens {
-                break FinishReason::Length;
             }
         };
         let rest = stream.finish();

@@ -25,8 +25,9 @@
 /// The reader of a model's header, which the client plans by as well.
 pub use model_header::gguf;
 
+mod decoder;
+mod engine;
 mod generate;
-mod llama;
 mod model;
 mod sample;
 mod stream;
@@ -34,13 +35,13 @@ mod template;
 mod threads;
 mod tokenizer;
 
+pub use decoder::WeightsError;
 pub use generate::{Cancel, FinishReason, Finished, GenerateError, Token};
-pub use llama::WeightsError;
 pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };
 pub use model_header::{ConfigError, Plan, PlanError};
-pub use sample::{MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE, Sampling, SamplingError};
+pub use sample::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE, Sampling, SamplingError};
 pub use template::{Problem, TemplateError};
-pub use threads::{BLOCK_THREADS_VARIABLE, ThreadsError};
+pub use threads::ThreadsError;
 pub use tokenizer::TokenizerError;

@@ -1,12 +1,15 @@
 //! A loaded model: tokenizer, chat template and weights.
 
-use model_header::{Config, ConfigError, DENSE_PARAMETERS};
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use model_header::{Config, ConfigError, KV_PAGE, PROMPT_CHUNK};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::generate::Cancel;
-use crate::gguf::{GgufError, Header};
-use crate::llama::{ForwardError, KvCache, Llama, WeightsError};
+use crate::decoder::{Decoder, KvCache, Run, Scratch, WeightsError};
+use crate::engine::Engine;
+use crate::gguf::{GgufError, Header, TensorInfo};
 use crate::template::{Rendering, Template, TemplateError};
 use crate::threads::{Threads, ThreadsError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -14,28 +17,18 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 /// A loaded model. Any number of threads may use it at once; each answer has a KV cache of its own.
 pub struct Model {
     name: String,
-    pub(crate) llama: Llama,
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) threads: Threads,
+    decoder: Arc<Decoder>,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    threads: Arc<Threads>,
+    pub(crate) engine: Engine,
     template: Option<Template>,
 }
 
 /// How a model is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// Threads of the engine's pool; 0 stands for one per core. See [`Model::threads`] for what it governs.
+    /// Threads of the engine's pool; 0, the default, stands for one per core.
     pub threads: usize,
-    /// A model of at most so many weights is computed with as f32; a larger one keeps the blocks of its file. Blocks
-    /// save memory traffic, which is what the speed of a large model is made of. A small model fits the processor's
-    /// cache either way: there f32 is exact, and is spared the barrier that each product of blocks costs.
-    pub dense_parameters: usize,
-}
-
-impl Default for LoadOptions {
-    /// One thread per core, f32 for models of up to 32 Mi weights (128 MiB).
-    fn default() -> Self {
-        Self { threads: 0, dense_parameters: DENSE_PARAMETERS }
-    }
 }
 
 /// Why a file is not loaded.
@@ -59,6 +52,9 @@ pub enum LoadError {
     /// No threads could be started.
     #[error(transparent)]
     Threads(#[from] ThreadsError),
+    /// The file cannot be read.
+    #[error("the model's file cannot be read: {0}")]
+    Read(io::ErrorKind),
 }
 
 /// Who says something.
@@ -133,22 +129,51 @@ pub enum PromptError {
 pub struct EngineError;
 
 impl Model {
-    /// Loads a GGUF file. Peak memory is the file, which stays the caller's, and what [`Plan`](crate::Plan) says.
+    /// Loads a GGUF file that lies in memory.
     ///
     /// # Errors
-    /// A file that is malformed, or not one that this engine computes; the message names what.
+    /// As [`Model::read`].
     pub fn load(gguf: &[u8], options: &LoadOptions) -> Result<Self, LoadError> {
-        let header = Header::parse(gguf)?;
+        Self::read(&mut &*gguf, gguf.len(), options)
+    }
+
+    /// Loads a GGUF file of `bytes` bytes as it comes. Its weights are packed meanwhile and held once: peak memory is what
+    /// [`Plan`](crate::Plan) says, and never the file as a whole.
+    ///
+    /// # Errors
+    /// A file that is malformed, or not one that this engine computes, or that cannot be read; the message names what.
+    pub fn read(file: &mut (dyn Read + Send), bytes: usize, options: &LoadOptions) -> Result<Self, LoadError> {
+        let mut start = Vec::new();
+        let header = loop {
+            let more = (start.len().max(FIRST_READ) as u64).min((bytes - start.len()) as u64);
+            let before = start.len();
+            (&mut *file).take(more).read_to_end(&mut start).map_err(|error| LoadError::Read(error.kind()))?;
+            match Header::parse(&start) {
+                Err(GgufError::Truncated { .. }) if start.len() > before && start.len() < bytes => {}
+                Err(error) => return Err(error.into()),
+                Ok(_) => break Header::parse(&start)?,
+            }
+        };
+        if header.file_bytes() > bytes {
+            let past = |(_, info): &(&str, &TensorInfo)| header.data_offset() + info.offset + info.bytes > bytes;
+            let name = header.tensors().find(past).map_or_else(String::new, |(name, _)| name.to_owned());
+            return Err(GgufError::TensorPastEnd { tensor: name }.into());
+        }
         let config = Config::read(&header)?;
-        let tokenizer = Tokenizer::load(&header)?;
+        let tokenizer = Arc::new(Tokenizer::load(&header)?);
         let template = header.optional_text("tokenizer.chat_template")?.map(Template::compile).transpose()?;
-        Ok(Self {
-            name: header.optional_text("general.name")?.unwrap_or_default().to_owned(),
-            llama: Llama::load(config, &header, gguf, options.dense_parameters)?,
-            tokenizer,
-            threads: Threads::start(options.threads)?,
-            template,
-        })
+        let threads = Arc::new(Threads::start(options.threads)?);
+        // Between header and tensors may lie a few bytes that are not read yet.
+        let begun = start.get(header.data_offset()..).unwrap_or_default();
+        let gap = header.data_offset().saturating_sub(start.len());
+        io::copy(&mut (&mut *file).take(gap as u64), &mut io::sink()).map_err(|error| LoadError::Read(error.kind()))?;
+        let mut data = begun.chain(file);
+        let load = || Decoder::load(config, &header, &mut data);
+        let decoder = Arc::new(threads.run(load).unwrap_or_else(|_| Err(WeightsError::Panicked))?);
+        let is_end = Arc::clone(&tokenizer);
+        let engine = Engine::start(Arc::clone(&decoder), Arc::clone(&threads), move |id| is_end.is_end(id))?;
+        let name = header.optional_text("general.name")?.unwrap_or_default().to_owned();
+        Ok(Self { name, decoder, tokenizer, threads, engine, template })
     }
 
     /// The name that the file gives itself; empty if it gives none.
@@ -160,33 +185,32 @@ impl Model {
     /// Most tokens of prompt and answer together.
     #[must_use]
     pub fn context_length(&self) -> usize {
-        self.llama.config.context_length
+        self.decoder.config.context_length
     }
 
     /// Number of tokens in the vocabulary.
     #[must_use]
     pub fn vocabulary(&self) -> usize {
-        self.llama.config.vocabulary
+        self.decoder.config.vocabulary
     }
 
-    /// Bytes of memory that a sequence of `tokens` (prompt and answer) takes while it runs.
+    /// Bytes of memory that a sequence of `tokens` (prompt and answer) takes when it has come to its end.
     #[must_use]
     pub fn sequence_bytes(&self, tokens: usize) -> usize {
-        tokens.saturating_mul(self.llama.config.kv_bytes_per_token())
+        let pages = tokens.div_ceil(KV_PAGE);
+        pages.saturating_mul(KV_PAGE * self.decoder.config.kv_bytes_per_token())
     }
 
-    /// Threads of the engine's pool: attention, and all products if the model is held as f32. Products of quantised
-    /// blocks run on candle's pool instead, which is one per process (see [`Model::uses_block_threads`]).
+    /// Threads of the engine's pool.
     #[must_use]
     pub fn threads(&self) -> usize {
         self.threads.count()
     }
 
-    /// Whether products run on candle's own pool, whose size `CANDLE_NUM_THREADS` in the environment that the process
-    /// was started with decides, else the number of physical cores.
+    /// The family of kernels that computes. All families give the same bits.
     #[must_use]
-    pub fn uses_block_threads(&self) -> bool {
-        self.llama.uses_blocks()
+    pub fn kernel(&self) -> &'static str {
+        self.decoder.family.name()
     }
 
     /// Tokens that an answer to `prompt` may have.
@@ -234,18 +258,17 @@ impl Model {
     /// # Errors
     /// The engine failed, which no prompt should bring about.
     pub fn logits(&self, prompt: &Prompt) -> Result<Vec<f32>, EngineError> {
-        let mut cache = KvCache::new(&self.llama.config, prompt.len());
-        let logits = self.forward(prompt.tokens(), &mut cache, &Cancel::new()).map_err(|_| EngineError)?;
-        Ok(logits.to_vec())
-    }
-
-    pub(crate) fn forward(
-        &self,
-        tokens: &[u32],
-        cache: &mut KvCache,
-        cancel: &Cancel,
-    ) -> Result<Zeroizing<Vec<f32>>, ForwardError> {
-        self.threads.run(|| self.llama.forward(tokens, cache, cancel)).unwrap_or(Err(ForwardError::Engine))
+        let compute = || {
+            let mut cache = KvCache::new();
+            let (mut scratch, mut last) = (Scratch::default(), Zeroizing::new(Vec::new()));
+            let mut chunks = prompt.tokens().chunks(PROMPT_CHUNK).peekable();
+            while let Some(tokens) = chunks.next() {
+                let run = Run { cache: &mut cache, tokens, wants_logits: usize::from(chunks.peek().is_none()) };
+                last = self.decoder.step(&mut [run], &mut scratch, &|| false).map_err(|_| EngineError)?;
+            }
+            Ok(last.to_vec())
+        };
+        self.threads.run(compute).unwrap_or(Err(EngineError))
     }
 
     fn check_sizes(&self, messages: &[Message<'_>]) -> Result<(), PromptError> {
@@ -303,6 +326,8 @@ impl Role {
     }
 }
 
+/// Most headers are longer, because they hold a vocabulary: what is read is doubled until the header is whole.
+const FIRST_READ: usize = 1 << 20;
 /// More than a conversation has, few enough that a template stays within its fuel.
 pub const MAX_MESSAGES: usize = 256;
 /// Text of all messages: far more than the largest contexts hold.

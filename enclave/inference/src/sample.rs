@@ -12,8 +12,22 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the likeliest tokens that together reach this probability are considered; above 0, at most 1.
     pub top_p: f32,
-    /// The same seed gives the same text, for the same model, prompt and engine.
+    /// Only tokens at least so likely, relative to the likeliest, are considered; from 0 (all) to 1.
+    pub min_p: f32,
+    /// A token that stands in prompt or answer has its logit divided by this if it is positive, else multiplied (Keskar et al. 2019);
+    /// 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Taken from the logit of a token that stands in the answer, -2 to 2 (OpenAI API reference).
+    pub presence_penalty: f32,
+    /// Taken from the logit of a token for each time that it stands in the answer, -2 to 2 (OpenAI API reference).
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens, -100 to 100 (OpenAI API reference).
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The same seed gives the same text, for the same model and prompt.
     pub seed: u64,
+    /// Guess what comes next from what the prompt says, which changes the pace of an answer but no token of it. The pace then shows
+    /// how far the answer copies its prompt: only where the one who asks has said so.
+    pub speculate: bool,
     /// Texts that end the answer and are not part of it.
     pub stops: Vec<Zeroizing<String>>,
 }
@@ -27,6 +41,22 @@ pub enum SamplingError {
     /// `top_p` is zero, negative, above one or not a number.
     #[error("top_p is {0}; a number above 0, at most 1, is expected")]
     TopP(f32),
+    /// `min_p` is outside 0 to 1.
+    #[error("min_p is {0}; 0 to 1 is expected")]
+    MinP(f32),
+    /// A penalty is out of range.
+    #[error("{what} is {value}; {expected} is expected")]
+    Penalty {
+        /// Which.
+        what: &'static str,
+        /// Its value.
+        value: f32,
+        /// What would be accepted.
+        expected: &'static str,
+    },
+    /// Too many biases, or one out of range.
+    #[error("logit_bias holds a number outside -100 to 100, or more than {MAX_BIASES} tokens")]
+    Bias,
     /// Too many stop texts.
     #[error("{0} stop texts; at most {MAX_STOPS} are accepted")]
     TooManyStops(usize),
@@ -39,16 +69,55 @@ impl Sampling {
     /// The likeliest token always, no stop texts.
     #[must_use]
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0, stops: Vec::new() }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            speculate: false,
+            stops: Vec::new(),
+        }
     }
 
     pub(crate) fn check(&self) -> Result<(), SamplingError> {
-        let Self { temperature, top_k: _, top_p, seed: _, stops } = self;
+        let Self {
+            temperature,
+            top_k: _,
+            top_p,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            seed: _,
+            speculate: _,
+            stops,
+        } = self;
         if !(0.0..=MAX_TEMPERATURE).contains(temperature) {
             return Err(SamplingError::Temperature(*temperature));
         }
         if !(*top_p > 0.0 && *top_p <= 1.0) {
             return Err(SamplingError::TopP(*top_p));
+        }
+        if !(0.0..=1.0).contains(min_p) {
+            return Err(SamplingError::MinP(*min_p));
+        }
+        if !(0.01..=100.0).contains(repetition_penalty) {
+            let value = *repetition_penalty;
+            return Err(SamplingError::Penalty { what: "repetition_penalty", value, expected: "0.01 to 100" });
+        }
+        for (what, value) in [("presence_penalty", *presence_penalty), ("frequency_penalty", *frequency_penalty)] {
+            if !(-2.0..=2.0).contains(&value) {
+                return Err(SamplingError::Penalty { what, value, expected: "-2 to 2" });
+            }
+        }
+        if logit_bias.len() > MAX_BIASES || logit_bias.iter().any(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            return Err(SamplingError::Bias);
         }
         if stops.len() > MAX_STOPS {
             return Err(SamplingError::TooManyStops(stops.len()));
@@ -61,19 +130,80 @@ impl Sampling {
 }
 
 /// Chooses the tokens of one answer.
-pub(crate) struct Sampler<'a> {
-    sampling: &'a Sampling,
+pub(crate) struct Sampler {
+    sampling: Sampling,
     random: Random,
     candidates: Zeroizing<Vec<(u32, f32)>>,
+    /// Tokens of prompt and answer, in order of id, and how often they stand in the answer. Empty if no penalty asks for them.
+    seen: Zeroizing<Vec<(u32, u32)>>,
 }
 
-impl<'a> Sampler<'a> {
-    pub(crate) fn new(sampling: &'a Sampling) -> Self {
-        Self { sampling, random: Random::new(sampling.seed), candidates: Zeroizing::new(Vec::new()) }
+impl Sampler {
+    pub(crate) fn new(sampling: Sampling, prompt: &[u32]) -> Self {
+        let mut sampler = Self {
+            random: Random::new(sampling.seed),
+            sampling,
+            candidates: Zeroizing::new(Vec::new()),
+            seen: Zeroizing::new(Vec::new()),
+        };
+        if sampler.sampling.repetition_penalty != 1.0 {
+            prompt.iter().for_each(|id| sampler.note(*id, 0));
+        }
+        sampler
     }
 
-    /// `None` if no logit is a number that can be compared.
-    pub(crate) fn choose(&mut self, logits: &[f32]) -> Option<u32> {
+    /// Takes the next token of the answer. `None` if no logit is a number that can be compared.
+    pub(crate) fn choose(&mut self, logits: &mut [f32]) -> Option<u32> {
+        self.adjust(logits);
+        let id = self.choose_among(logits)?;
+        if self.remembers() {
+            self.note(id, 1);
+        }
+        Some(id)
+    }
+
+    fn remembers(&self) -> bool {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
+    }
+
+    fn note(&mut self, id: u32, times: u32) {
+        match self.seen.binary_search_by_key(&id, |(id, _)| *id) {
+            Ok(at) => {
+                if let Some((_, count)) = self.seen.get_mut(at) {
+                    *count += times;
+                }
+            }
+            Err(at) => {
+                if self.seen.len() == self.seen.capacity() {
+                    // A vector that grows by itself leaves its former self behind, not wiped.
+                    let mut larger = Zeroizing::new(Vec::with_capacity(2 * self.seen.len() + 256));
+                    larger.extend_from_slice(&self.seen);
+                    self.seen = larger;
+                }
+                self.seen.insert(at, (id, times));
+            }
+        }
+    }
+
+    /// Applies penalties, then biases.
+    fn adjust(&self, logits: &mut [f32]) {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        for &(id, count) in self.seen.iter() {
+            let Some(logit) = logits.get_mut(id as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+            if count > 0 {
+                *logit -= presence_penalty + frequency_penalty * count as f32;
+            }
+        }
+        for &(id, bias) in &self.sampling.logit_bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+    }
+
+    fn choose_among(&mut self, logits: &[f32]) -> Option<u32> {
         let (likeliest, largest) = likeliest(logits)?;
         if self.sampling.temperature == 0.0 || largest == f32::INFINITY {
             return Some(likeliest);
@@ -93,9 +223,12 @@ impl<'a> Sampler<'a> {
         Some(likeliest)
     }
 
-    /// Applies `top_k`, then `top_p`.
+    /// Applies `min_p`, `top_k`, then `top_p`. The likeliest has the weight 1.
     fn keep_likeliest(&mut self) {
-        let Sampling { top_k, top_p, .. } = *self.sampling;
+        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+        if min_p > 0.0 {
+            self.candidates.retain(|(_, weight)| *weight >= min_p);
+        }
         // Equal weights in order of id, so that the choice depends on nothing else.
         let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if top_k > 0 && top_k < self.candidates.len() {
@@ -151,6 +284,8 @@ impl Random {
 pub const MAX_TEMPERATURE: f32 = 2.0;
 /// "stop: up to 4 sequences" (OpenAI API reference).
 pub const MAX_STOPS: usize = 4;
+/// More than anybody sends, few enough to go through for each token.
+pub const MAX_BIASES: usize = 1024;
 /// So much text may be held back while it could still become a stop text.
 pub const MAX_STOP_BYTES: usize = 256;
 
@@ -159,8 +294,8 @@ mod tests {
     use super::*;
 
     fn chosen(sampling: &Sampling, logits: &[f32], times: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(sampling);
-        (0..times).map(|_| sampler.choose(logits).unwrap()).collect()
+        let mut sampler = Sampler::new(sampling.clone(), &[]);
+        (0..times).map(|_| sampler.choose(&mut logits.to_vec()).unwrap()).collect()
     }
 
     #[test]
@@ -170,7 +305,7 @@ mod tests {
 
     #[test]
     fn logits_without_a_number_give_no_token() {
-        assert_eq!(Sampler::new(&Sampling::greedy()).choose(&[f32::NAN, f32::NEG_INFINITY]), None);
+        assert_eq!(Sampler::new(Sampling::greedy(), &[]).choose(&mut [f32::NAN, f32::NEG_INFINITY]), None);
     }
 
     #[test]
@@ -185,6 +320,24 @@ mod tests {
         // Probabilities 0.5, 0.25, 0.25: the first two reach 0.6.
         let drawn = chosen(&sampling, &[2.0_f32.ln(), 0.0, 0.0], 400);
         assert!(drawn.contains(&0) && drawn.contains(&1) && !drawn.contains(&2));
+    }
+
+    #[test]
+    fn min_p_leaves_out_what_is_unlikely_beside_the_likeliest() {
+        let sampling = Sampling { temperature: 1.0, min_p: 0.5, ..Sampling::greedy() };
+        let drawn = chosen(&sampling, &[1.0_f32.ln(), 0.6_f32.ln(), 0.4_f32.ln()], 400);
+        assert!(drawn.contains(&0) && drawn.contains(&1) && !drawn.contains(&2));
+    }
+
+    #[test]
+    fn penalties_and_biases_change_the_order() {
+        let logits = [2.0, 1.9, 1.7];
+        let greedy = Sampling::greedy;
+        assert_eq!(chosen(&Sampling { presence_penalty: 0.15, ..greedy() }, &logits, 4), [0, 1, 0, 0]);
+        assert_eq!(chosen(&Sampling { frequency_penalty: 0.15, ..greedy() }, &logits, 4), [0, 1, 0, 1]);
+        assert_eq!(chosen(&Sampling { logit_bias: vec![(2, 1.0)], ..greedy() }, &logits, 1), [2]);
+        let mut sampler = Sampler::new(Sampling { repetition_penalty: 1.1, ..greedy() }, &[0]);
+        assert_eq!([sampler.choose(&mut logits.to_vec()), sampler.choose(&mut logits.to_vec())], [Some(1), Some(0)]);
     }
 
     #[test]

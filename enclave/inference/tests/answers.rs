@@ -15,15 +15,16 @@ mod making;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use candle_core::quantized::GgmlDType;
 use inference::{
     Cancel, FinishReason, Finished, GenerateError, LoadOptions, Message, Model, Prompt, Role, Sampling, SamplingError,
     Token,
 };
-use making::{Data, Gguf, Shape, random_model};
+use making::{Data, Gguf, Random, Shape, random_model};
 use zeroize::Zeroizing;
 
 fn load(file: &Gguf) -> Model {
-    Model::load(&file.to_bytes(), &LoadOptions { threads: 2, ..LoadOptions::default() }).unwrap()
+    Model::load(&file.to_bytes(), &LoadOptions { threads: 2 }).unwrap()
 }
 
 fn model() -> Model {
@@ -205,11 +206,65 @@ fn answers_at_the_same_time_are_those_that_come_one_after_the_other() {
     assert_eq!(alone, together);
 }
 
+/// The models here soon repeat themselves, so that guesses are right again and again; and sampled ones are wrong ones, too.
+#[test]
+fn guessing_what_comes_next_changes_no_token() {
+    for kind in [GgmlDType::Q8_0, GgmlDType::Q6K] {
+        let model = load(&random_model(&Shape { kind, ..Shape::TINY }, 4));
+        let ids = |sampling: &Sampling| {
+            let tokens: Vec<u32> = (0..40).map(|index| 4 + index % 7).collect();
+            let (prompt, mut ids) = (model.prompt_of_tokens(&tokens).unwrap(), Vec::new());
+            let mut take = |token: Token<'_>| {
+                ids.push((token.count, token.id));
+                ControlFlow::Continue(())
+            };
+            model.generate(&prompt, sampling, 150, &Cancel::new(), &mut take).unwrap();
+            ids
+        };
+        for sampling in [Sampling::greedy(), sampled(1), Sampling { top_k: 2, ..sampled(2) }] {
+            for most in [Sampling { frequency_penalty: 0.3, ..sampling.clone() }, sampling] {
+                assert_eq!(ids(&Sampling { speculate: true, ..most.clone() }), ids(&most), "{kind:?}");
+            }
+        }
+    }
+}
+
+/// Each of 64 at the same time, of any length, is what it is alone.
+#[test]
+fn sixty_four_answers_in_one_batch_are_each_what_they_are_alone() {
+    for kind in [GgmlDType::Q8_0, GgmlDType::Q4K, GgmlDType::F16] {
+        let model = load(&random_model(&Shape { kind, ..Shape::TINY }, 2));
+        let mut random = Random(7);
+        let asked: Vec<(Prompt, Sampling, usize)> = (0..64)
+            .map(|seed| {
+                let tokens: Vec<u32> = (0..1 + random.below(150)).map(|_| 4 + random.below(250) as u32).collect();
+                let sampling = if seed % 2 == 0 { Sampling::greedy() } else { sampled(seed) };
+                (model.prompt_of_tokens(&tokens).unwrap(), sampling, 1 + random.below(60) as usize)
+            })
+            .collect();
+        let run = |(prompt, sampling, most): &(Prompt, Sampling, usize)| {
+            let mut tokens = Vec::new();
+            let mut take = |token: Token<'_>| {
+                tokens.push((token.count, token.id));
+                ControlFlow::Continue(())
+            };
+            model.generate(prompt, sampling, *most, &Cancel::new(), &mut take).unwrap();
+            tokens
+        };
+        let together: Vec<_> = std::thread::scope(|scope| {
+            let run = &run;
+            let answers: Vec<_> = asked.iter().map(|asked| scope.spawn(move || run(asked))).collect();
+            answers.into_iter().map(|answer| answer.join().unwrap()).collect()
+        });
+        for (asked, together) in asked.iter().zip(together) {
+            assert_eq!(run(asked), together, "{kind:?}");
+        }
+    }
+}
+
 #[test]
 fn a_receiver_that_dawdles_does_not_hold_up_another_answer() {
-    let model =
-        Model::load(&random_model(&Shape::TINY, 1).to_bytes(), &LoadOptions { threads: 1, ..LoadOptions::default() })
-            .unwrap();
+    let model = Model::load(&random_model(&Shape::TINY, 1).to_bytes(), &LoadOptions { threads: 1 }).unwrap();
     std::thread::scope(|scope| {
         let (started, start) = std::sync::mpsc::channel();
         let (release, released) = std::sync::mpsc::channel::<()>();

@@ -31,14 +31,17 @@ fn resident(field: &str) -> u64 {
 
 /// Loads and answers in this process, and holds both against the plan.
 fn measure(file: &Path, prompt: usize) {
-    let file = std::fs::read(file).unwrap();
-    let plan = Plan::from_header(&file).unwrap();
-    assert_eq!(plan.file_bytes, file.len());
-    let options = LoadOptions { threads: 2, ..LoadOptions::default() };
+    let plan = Plan::from_header(&std::fs::read(file).unwrap()).unwrap();
+    let mut file = std::fs::File::open(file).unwrap();
+    let bytes = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    assert_eq!(plan.file_bytes, bytes);
+    // "Resident memory at most 1.1x the file": of the weights, whose formats hardly grow.
+    assert!(plan.weights_bytes as f64 <= 1.1 * bytes as f64, "{} bytes of weights", plan.weights_bytes);
+    let options = LoadOptions { threads: 2 };
     // proc(5), clear_refs: "5: reset the peak resident set size to the process's current value".
     std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
     let before = resident("VmRSS");
-    let model = Model::load(&file, &options).unwrap();
+    let model = Model::read(&mut file, bytes, &options).unwrap();
     let peak = resident("VmHWM") - before;
     let most = (plan.weights_bytes + plan.loading_bytes) as u64;
     println!("load: peak {peak}, planned {most}");
@@ -51,7 +54,7 @@ fn measure(file: &Path, prompt: usize) {
     model.generate(&prompt, &Sampling::greedy(), 8, &Cancel::new(), receive).unwrap();
     // The first products order the weights anew, which the plan counts as weights.
     let peak = resident("VmHWM") - before;
-    let kv = (tokens * plan.kv_bytes_per_token) as u64;
+    let kv = plan.sequence_bytes(tokens);
     let most = plan.weights_bytes as u64 + kv + plan.activations.bytes(1, tokens, 2);
     println!(
         "answer: peak {peak}, planned {most}, of it {} for weights and {kv} for keys and values",

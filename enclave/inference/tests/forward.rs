@@ -14,7 +14,8 @@ mod making;
 
 use std::ops::ControlFlow;
 
-use candle_core::quantized::GgmlDType;
+use candle_core::Device;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use inference::{Cancel, LoadOptions, Model, Sampling};
 use making::{Data, Gguf, Random, Shape, random_model};
 
@@ -156,34 +157,33 @@ fn tokens(count: usize) -> Vec<u32> {
 }
 
 /// The engine's logits, and the plain ones, after so many tokens.
-fn both(shape: Shape, options: &LoadOptions, count: usize) -> (Vec<f32>, Vec<f32>) {
+fn both(shape: Shape, count: usize) -> (Vec<f32>, Vec<f32>) {
     let file = random_model(&shape, 3);
-    let model = Model::load(&file.to_bytes(), options).unwrap();
-    let quantised = matches!(shape.kind, GgmlDType::Q8_0 | GgmlDType::Q4_0);
-    assert_eq!(model.uses_block_threads(), quantised && options.dense_parameters == 0);
+    let model = Model::load(&file.to_bytes(), &LoadOptions::default()).unwrap();
     let tokens = tokens(count);
     let found = model.logits(&model.prompt_of_tokens(&tokens).unwrap()).unwrap();
     (found, Plain { shape, file: &file }.logits(&tokens))
 }
 
 #[test]
-fn every_weight_format_that_is_held_as_f32_agrees_with_the_plain_pass() {
-    for kind in [GgmlDType::F32, GgmlDType::F16, GgmlDType::BF16, GgmlDType::Q8_0, GgmlDType::Q4_0] {
-        let (found, expected) = both(Shape { kind, ..Shape::TINY }, &LoadOptions::default(), 20);
+fn weights_that_are_floats_agree_with_the_plain_pass() {
+    // Beside weights of 16 bits keys and values have 16 too.
+    for (kind, bound) in [(GgmlDType::F32, 1e-5), (GgmlDType::F16, 1e-3), (GgmlDType::BF16, 1e-3)] {
+        let (found, expected) = both(Shape { kind, ..Shape::TINY }, 20);
         let distance = distance(&found, &expected);
-        assert!(distance < 1e-4, "{kind:?}: {distance}");
+        assert!(distance < bound, "{kind:?}: {distance}");
     }
 }
 
 #[test]
 fn a_prompt_of_several_chunks_agrees_with_the_plain_pass() {
-    let (found, expected) = both(Shape { tied: true, ..Shape::TINY }, &LoadOptions::default(), 200);
+    let (found, expected) = both(Shape { tied: true, ..Shape::TINY }, 200);
     assert!(distance(&found, &expected) < 1e-4);
 }
 
 #[test]
 fn one_token_agrees_with_the_plain_pass() {
-    let (found, expected) = both(Shape::TINY, &LoadOptions::default(), 1);
+    let (found, expected) = both(Shape::TINY, 1);
     assert!(distance(&found, &expected) < 1e-4);
 }
 
@@ -191,26 +191,41 @@ fn one_token_agrees_with_the_plain_pass() {
 fn blocks_agree_with_the_plain_pass_as_far_as_eight_bit_activations_can() {
     for kind in [GgmlDType::Q8_0, GgmlDType::Q4_0] {
         for count in [1, 40] {
-            let options = LoadOptions { dense_parameters: 0, ..LoadOptions::default() };
-            let (found, expected) = both(Shape { kind, ..Shape::TINY }, &options, count);
+            let (found, expected) = both(Shape { kind, ..Shape::TINY }, count);
             let distance = distance(&found, &expected);
-            assert!(distance < 0.03, "{kind:?}, {count} tokens: {distance}");
+            assert!(distance < 0.05, "{kind:?}, {count} tokens: {distance}");
         }
     }
 }
 
-/// candle writes and reads these formats; held as f32 and as blocks they must come to nearly the same.
+/// The same weights, read back by candle and computed with as f32.
 #[test]
-fn k_quants_agree_with_themselves_held_as_f32() {
+fn k_quants_agree_with_what_candle_reads_of_them() {
     for kind in [GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K] {
-        let file = random_model(&Shape { kind, ..Shape::TINY }, 3).to_bytes();
-        let logits = |dense_parameters| {
-            let model = Model::load(&file, &LoadOptions { dense_parameters, ..LoadOptions::default() }).unwrap();
+        let file = random_model(&Shape { kind, ..Shape::TINY }, 3);
+        let logits = |file: &Gguf| {
+            let model = Model::load(&file.to_bytes(), &LoadOptions::default()).unwrap();
             model.logits(&model.prompt_of_tokens(&tokens(30)).unwrap()).unwrap()
         };
-        let distance = distance(&logits(0), &logits(usize::MAX));
+        let distance = distance(&logits(&file), &logits(&dequantised(&file, kind)));
         assert!(distance > 0.0 && distance < 0.05, "{kind:?}: {distance}");
     }
+}
+
+fn dequantised(file: &Gguf, kind: GgmlDType) -> Gguf {
+    let mut copy = Gguf { metadata: file.metadata.clone(), tensors: Vec::new() };
+    for tensor in &file.tensors {
+        let mut tensor = tensor.clone();
+        if let (2, Data::Bytes(bytes)) = (tensor.shape.len(), &tensor.data) {
+            let storage = QStorage::Cpu(kind.from_data(bytes.clone().into()));
+            let floats = QTensor::new(storage, tensor.shape.as_slice()).unwrap().dequantize(&Device::Cpu).unwrap();
+            let floats: Vec<f32> = floats.flatten_all().unwrap().to_vec1().unwrap();
+            tensor.kind = 0;
+            tensor.data = Data::Bytes(floats.iter().flat_map(|x| x.to_le_bytes()).collect());
+        }
+        copy.tensors.push(tensor);
+    }
+    copy
 }
 
 #[test]
@@ -237,9 +252,9 @@ fn token_by_token_comes_to_the_same_as_all_at_once() {
 fn the_number_of_threads_changes_nothing() {
     let file = random_model(&Shape::TINY, 6).to_bytes();
     let logits = |threads| {
-        let model = Model::load(&file, &LoadOptions { threads, ..LoadOptions::default() }).unwrap();
+        let model = Model::load(&file, &LoadOptions { threads }).unwrap();
         assert_eq!(model.threads(), threads);
         model.logits(&model.prompt_of_tokens(&tokens(150)).unwrap()).unwrap()
     };
-    assert!(distance(&logits(1), &logits(4)) < 1e-6);
+    assert_eq!(logits(1), logits(4));
 }

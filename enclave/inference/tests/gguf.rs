@@ -30,7 +30,7 @@ fn smallest() -> Gguf {
 }
 
 fn load(bytes: &[u8]) -> Result<Model, LoadError> {
-    Model::load(bytes, &LoadOptions { threads: 1, ..LoadOptions::default() })
+    Model::load(bytes, &LoadOptions { threads: 1 })
 }
 
 fn parse_error(bytes: &[u8]) -> GgufError {

@@ -26,7 +26,7 @@ fn file() -> Gguf {
 }
 
 fn load(file: &Gguf) -> Model {
-    Model::load(&file.to_bytes(), &LoadOptions { threads: 1, ..LoadOptions::default() }).unwrap()
+    Model::load(&file.to_bytes(), &LoadOptions { threads: 1 }).unwrap()
 }
 
 fn with_template(template: &str) -> Model {

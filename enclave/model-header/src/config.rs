@@ -2,11 +2,13 @@
 
 use thiserror::Error;
 
-use crate::gguf::{GgufError, Header};
+use crate::gguf::{GgufError, Header, TensorType};
 
 /// The shape of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// What kind of model it is.
+    pub architecture: Architecture,
     /// Tokens of the vocabulary.
     pub vocabulary: usize,
     /// Most tokens of a sequence.
@@ -29,6 +31,33 @@ pub struct Config {
     pub rope_base: f64,
     /// How those are stretched over a longer context.
     pub rope_scaling: RopeScaling,
+    /// Bytes of an element in the KV cache: 4 (f32) where all matrices are f32, else 2 (f16).
+    pub kv_element_bytes: usize,
+}
+
+/// The decoders that are computed. They differ in how rotary pairs lie, and in what is done to queries, keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama 2 and 3, Mistral and their kin: pairs side by side.
+    Llama,
+    /// Qwen 2 and 2.5: pairs half a head apart, and a bias on queries, keys and values.
+    Qwen2,
+    /// Qwen 3: pairs half a head apart, and a norm on each head of queries and keys.
+    Qwen3,
+}
+
+impl Architecture {
+    /// The name in `general.architecture`, with which the keys of the hyperparameters begin.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
 }
 
 /// How frequencies are stretched over a longer context.
@@ -46,8 +75,8 @@ pub enum ConfigError {
     /// The metadata is malformed.
     #[error(transparent)]
     Gguf(#[from] GgufError),
-    /// Another architecture than Llama.
-    #[error("architecture \"{0}\" is not supported; \"llama\" is")]
+    /// Another architecture.
+    #[error("architecture \"{0}\" is not supported; \"llama\", \"qwen2\" and \"qwen3\" are")]
     Architecture(String),
     /// A hyperparameter is zero, too large, or does not fit another.
     #[error("metadata \"{key}\" is {value}; {expected} is expected")]
@@ -70,47 +99,49 @@ impl Config {
     /// # Errors
     /// One that is missing or malformed, or that the engine does not compute with.
     pub fn read(header: &Header<'_>) -> Result<Self, ConfigError> {
-        let architecture = header.text("general.architecture")?;
-        if architecture != "llama" {
-            return Err(ConfigError::Architecture(architecture.to_owned()));
-        }
-        if header.optional_number("llama.expert_count")?.is_some_and(|count| count > 0) {
+        let name = header.text("general.architecture")?;
+        let known = Architecture::ALL.into_iter().find(|architecture| architecture.name() == name);
+        let architecture = known.ok_or_else(|| ConfigError::Architecture(name.to_owned()))?;
+        let key = |part: &str| format!("{name}.{part}");
+        if header.optional_number(&key("expert_count"))?.is_some_and(|count| count > 0) {
             return Err(ConfigError::Unsupported("a mixture of experts".to_owned()));
         }
-        let width = required(header, "llama.embedding_length", MAX_WIDTH)?;
-        let heads = required(header, "llama.attention.head_count", MAX_HEADS)?;
-        let kv_heads = optional(header, "llama.attention.head_count_kv", MAX_HEADS)?.unwrap_or(heads);
+        let width = required(header, &key("embedding_length"), MAX_WIDTH)?;
+        let heads = required(header, &key("attention.head_count"), MAX_HEADS)?;
+        let kv_heads = optional(header, &key("attention.head_count_kv"), MAX_HEADS)?.unwrap_or(heads);
         if !heads.is_multiple_of(kv_heads) {
-            return Err(out_of_range("llama.attention.head_count_kv", kv_heads, format!("a divisor of {heads}")));
+            return Err(out_of_range(&key("attention.head_count_kv"), kv_heads, format!("a divisor of {heads}")));
         }
-        let head_width = match optional(header, "llama.attention.key_length", MAX_HEAD_WIDTH)? {
+        let head_width = match optional(header, &key("attention.key_length"), MAX_HEAD_WIDTH)? {
             Some(given) => given,
             None if width.is_multiple_of(heads) => width / heads,
-            None => return Err(out_of_range("llama.attention.head_count", heads, format!("a divisor of {width}"))),
+            None => return Err(out_of_range(&key("attention.head_count"), heads, format!("a divisor of {width}"))),
         };
         if !head_width.is_multiple_of(2) {
-            return Err(out_of_range("llama.attention.key_length", head_width, "an even number".to_owned()));
+            return Err(out_of_range(&key("attention.key_length"), head_width, "an even number".to_owned()));
         }
-        for (key, meaning) in [
-            ("llama.attention.value_length", "values as wide as keys"),
-            ("llama.rope.dimension_count", "rotation of whole heads"),
-        ] {
-            if let Some(value) = optional(header, key, MAX_HEAD_WIDTH)?.filter(|&value| value != head_width) {
-                return Err(out_of_range(key, value, format!("{head_width} ({meaning})")));
+        for (part, meaning) in
+            [("attention.value_length", "values as wide as keys"), ("rope.dimension_count", "rotation of whole heads")]
+        {
+            if let Some(value) = optional(header, &key(part), MAX_HEAD_WIDTH)?.filter(|&value| value != head_width) {
+                return Err(out_of_range(&key(part), value, format!("{head_width} ({meaning})")));
             }
         }
+        let is_exact = header.tensors().all(|(_, info)| info.shape.len() < 2 || info.kind == TensorType::F32);
         Ok(Self {
-            vocabulary: vocabulary(header)?,
-            context_length: required(header, "llama.context_length", MAX_CONTEXT)?,
+            architecture,
+            vocabulary: vocabulary(header, &key("vocab_size"))?,
+            context_length: required(header, &key("context_length"), MAX_CONTEXT)?,
             width,
-            layers: required(header, "llama.block_count", MAX_LAYERS)?,
-            feed_forward: required(header, "llama.feed_forward_length", MAX_FEED_FORWARD)?,
+            layers: required(header, &key("block_count"), MAX_LAYERS)?,
+            feed_forward: required(header, &key("feed_forward_length"), MAX_FEED_FORWARD)?,
             heads,
             kv_heads,
             head_width,
-            rms_epsilon: positive(header, "llama.attention.layer_norm_rms_epsilon", DEFAULT_RMS_EPSILON)? as f32,
-            rope_base: positive(header, "llama.rope.freq_base", DEFAULT_ROPE_BASE)?,
-            rope_scaling: rope_scaling(header)?,
+            rms_epsilon: positive(header, &key("attention.layer_norm_rms_epsilon"), DEFAULT_RMS_EPSILON)? as f32,
+            rope_base: positive(header, &key("rope.freq_base"), DEFAULT_ROPE_BASE)?,
+            rope_scaling: rope_scaling(header, name)?,
+            kv_element_bytes: if is_exact { 4 } else { 2 },
         })
     }
 
@@ -126,32 +157,35 @@ impl Config {
         self.heads * self.head_width
     }
 
-    /// Bytes that one position takes in the KV cache.
+    /// Bytes that one position takes in the KV cache; positions are taken in pages of [`KV_PAGE`](crate::KV_PAGE).
     #[must_use]
     pub fn kv_bytes_per_token(&self) -> usize {
-        2 * self.layers * self.kv_width() * size_of::<f32>()
+        // Values lie in vectors of 16.
+        let elements = self.head_width + self.head_width.next_multiple_of(16);
+        self.layers * self.kv_heads * elements * self.kv_element_bytes
     }
 }
 
-/// The tokens of the tokenizer; `llama.vocab_size`, where it stands too, must agree.
-fn vocabulary(header: &Header<'_>) -> Result<usize, ConfigError> {
+/// The tokens of the tokenizer; the hyperparameter, where it stands too, must agree.
+fn vocabulary(header: &Header<'_>, stated: &str) -> Result<usize, ConfigError> {
     let key = "tokenizer.ggml.tokens";
     let tokens = header.optional_array(key)?.ok_or_else(|| GgufError::Missing(key.to_owned()))?.len();
     if tokens == 0 || tokens > MAX_VOCABULARY {
         return Err(out_of_range(key, tokens, format!("1 to {MAX_VOCABULARY} tokens")));
     }
-    match optional(header, "llama.vocab_size", MAX_VOCABULARY)? {
+    match optional(header, stated, MAX_VOCABULARY)? {
         Some(size) if size != tokens => {
-            Err(out_of_range("llama.vocab_size", size, format!("{tokens}, as many as the tokenizer has")))
+            Err(out_of_range(stated, size, format!("{tokens}, as many as the tokenizer has")))
         }
         _ => Ok(tokens),
     }
 }
 
-fn rope_scaling(header: &Header<'_>) -> Result<RopeScaling, ConfigError> {
-    match header.optional_text("llama.rope.scaling.type")? {
+fn rope_scaling(header: &Header<'_>, architecture: &str) -> Result<RopeScaling, ConfigError> {
+    let key = |part: &str| format!("{architecture}.rope.scaling.{part}");
+    match header.optional_text(&key("type"))? {
         None | Some("none") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear(positive(header, "llama.rope.scaling.factor", 1.0)?)),
+        Some("linear") => Ok(RopeScaling::Linear(positive(header, &key("factor"), 1.0)?)),
         Some(other) => Err(ConfigError::Unsupported(format!("RoPE scaling of type \"{other}\""))),
     }
 }

@@ -260,6 +260,12 @@ impl<'a> Header<'a> {
         self.tensors.get(name)
     }
 
+    /// Bytes of the header, up to where the tensors begin.
+    #[must_use]
+    pub fn data_offset(&self) -> usize {
+        self.data_offset
+    }
+
     /// Bytes of the file up to the end of its last tensor: no more of it is ever read.
     #[must_use]
     pub fn file_bytes(&self) -> usize {

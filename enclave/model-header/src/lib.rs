@@ -7,5 +7,5 @@ mod config;
 pub mod gguf;
 mod plan;
 
-pub use config::{Config, ConfigError, RopeScaling};
-pub use plan::{Activations, DENSE_PARAMETERS, Form, PROMPT_CHUNK, Plan, PlanError};
+pub use config::{Architecture, Config, ConfigError, RopeScaling};
+pub use plan::{Activations, KV_PAGE, PROMPT_CHUNK, Plan, PlanError, READ_AT_ONCE};

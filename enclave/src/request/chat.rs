@@ -4,9 +4,10 @@
 //! answer and is not done here (tools, several choices, a JSON schema) is refused, and so are wrong types. The reasons
 //! are fixed texts: nothing of the request is in them.
 
-use inference::{MAX_STOP_BYTES, MAX_STOPS, Role, Sampling};
+use inference::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOPS, Role, Sampling};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
+use std::collections::BTreeMap;
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -31,6 +32,13 @@ impl ChatRequest {
             max_completion_tokens,
             temperature,
             top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            speculation,
             seed,
             stop,
             stream,
@@ -65,7 +73,34 @@ impl ChatRequest {
         Ok(Self {
             model,
             messages: messages.into_iter().map(|message| (message.role.into(), message.content.0)).collect(),
-            sampling: sampling(temperature, top_p, seed, stop)?,
+            sampling: Sampling {
+                top_k: top_k.map_or(0, |tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
+                min_p: within(min_p, 0.0, 0.0, 1.0, "min_p must lie between 0 and 1")?,
+                repetition_penalty: within(
+                    repetition_penalty,
+                    1.0,
+                    0.01,
+                    100.0,
+                    "repetition_penalty must lie between 0.01 and 100",
+                )?,
+                presence_penalty: within(
+                    presence_penalty,
+                    0.0,
+                    -2.0,
+                    2.0,
+                    "presence_penalty must lie between -2 and 2",
+                )?,
+                frequency_penalty: within(
+                    frequency_penalty,
+                    0.0,
+                    -2.0,
+                    2.0,
+                    "frequency_penalty must lie between -2 and 2",
+                )?,
+                logit_bias: biases(logit_bias.unwrap_or_default())?,
+                speculate: speculation.unwrap_or(false),
+                ..sampling(temperature, top_p, seed, stop)?
+            },
             max_tokens,
             stream,
             include_usage: stream && stream_options.is_some_and(|options| options.include_usage == Some(true)),
@@ -100,7 +135,28 @@ fn sampling(
     };
     #[expect(clippy::cast_possible_truncation, reason = "both lie between 0 and 2")]
     let (temperature, top_p) = (temperature as f32, (top_p as f32).max(f32::MIN_POSITIVE));
-    Ok(Sampling { temperature, top_k: 0, top_p, seed, stops })
+    Ok(Sampling { temperature, top_p, seed, stops, ..Sampling::greedy() })
+}
+
+fn within(given: Option<f64>, default: f32, least: f64, most: f64, wrong: &'static str) -> Result<f32, &'static str> {
+    match given {
+        None => Ok(default),
+        #[expect(clippy::cast_possible_truncation, reason = "the bounds are small")]
+        Some(number) if (least..=most).contains(&number) => Ok(number as f32),
+        Some(_) => Err(wrong),
+    }
+}
+
+/// "Maps tokens (specified by their token ID in the tokenizer) to an associated bias value from -100 to 100" (OpenAI API reference).
+fn biases(given: BTreeMap<String, f64>) -> Result<Vec<(u32, f32)>, &'static str> {
+    const WRONG: &str = "logit_bias must map token ids to numbers from -100 to 100";
+    if given.len() > MAX_BIASES {
+        return Err(WRONG);
+    }
+    let one = |(id, bias): (String, f64)| {
+        Ok((id.parse().map_err(|_| WRONG)?, within(Some(bias), 0.0, -100.0, 100.0, WRONG)?))
+    };
+    given.into_iter().map(one).collect()
 }
 
 /// Who gives no seed wants another answer each time.
@@ -119,6 +175,14 @@ struct Wire {
     max_completion_tokens: Option<u64>,
     temperature: Option<f64>,
     top_p: Option<f64>,
+    top_k: Option<u64>,
+    min_p: Option<f64>,
+    repetition_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    logit_bias: Option<BTreeMap<String, f64>>,
+    /// Ours: whether the pace of the answer may show how far it copies its prompt.
+    speculation: Option<bool>,
     seed: Option<i64>,
     stop: Option<Stop>,
     stream: Option<bool>,
@@ -286,6 +350,19 @@ mod tests {
     }
 
     #[test]
+    fn what_chooses_tokens_is_read() {
+        let request = parse(
+            r#","top_k":40,"min_p":0.05,"repetition_penalty":1.1,"presence_penalty":-2,"frequency_penalty":0.5,
+            "logit_bias":{"7":-100,"50256":3},"speculation":true"#,
+        );
+        let sampling = request.unwrap().sampling;
+        assert_eq!((sampling.top_k, sampling.min_p, sampling.repetition_penalty), (40, 0.05, 1.1));
+        assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (-2.0, 0.5));
+        assert_eq!(sampling.logit_bias, [(50256, 3.0), (7, -100.0)]);
+        assert!(sampling.speculate && !parse("").unwrap().sampling.speculate);
+    }
+
+    #[test]
     fn nulls_stand_for_absent_members() {
         let request = parse(r#","max_tokens":null,"stop":null,"stream":null,"temperature":null,"tools":null"#).unwrap();
         assert!(request.max_tokens.is_none() && !request.stream && request.sampling.stops.is_empty());
@@ -310,6 +387,14 @@ mod tests {
             r#","temperature":2.1"#,
             r#","temperature":"hot""#,
             r#","top_p":0"#,
+            r#","min_p":1.5"#,
+            r#","top_k":-1"#,
+            r#","presence_penalty":2.5"#,
+            r#","frequency_penalty":-3"#,
+            r#","repetition_penalty":0"#,
+            r#","logit_bias":{"1":101}"#,
+            r#","logit_bias":{"one":1}"#,
+            r#","speculation":"yes""#,
             r#","stop":[1]"#,
             r#","stop":["a","b","c","d","e"]"#,
             r#","stop":"""#,

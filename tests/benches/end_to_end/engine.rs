@@ -1,23 +1,13 @@
 //! The engine alone, on one thread.
 
 use std::ops::ControlFlow;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use inference::{BLOCK_THREADS_VARIABLE, Cancel, FinishReason, LoadOptions, Message, Model, Role, Sampling};
+use inference::{Cancel, FinishReason, LoadOptions, Message, Model, Role, Sampling};
 
 use crate::{Outcome, Timing};
-
-/// Starts this program again where needed: candle reads the size of its pool from the environment it starts with.
-pub(crate) fn with_one_thread() -> Outcome<()> {
-    if std::env::var(BLOCK_THREADS_VARIABLE).is_ok_and(|threads| threads == "1") {
-        return Ok(());
-    }
-    let mut again = Command::new(std::env::current_exe()?);
-    Err(again.args(std::env::args_os().skip(1)).env(BLOCK_THREADS_VARIABLE, "1").exec().into())
-}
 
 /// The last CPU that this process may use: the enclave's, and the engine's.
 pub(crate) fn cpu() -> Outcome<String> {
@@ -32,7 +22,7 @@ pub(crate) struct Engine(Model);
 impl Engine {
     pub(crate) fn load(file: &Path) -> Outcome<Self> {
         let file = std::fs::read(file)?;
-        let options = LoadOptions { threads: 1, ..LoadOptions::default() };
+        let options = LoadOptions { threads: 1 };
         Ok(Self(pinned(|| Model::load(&file, &options))??))
     }
 

@@ -39,7 +39,6 @@ struct Timing {
 
 fn main() -> Outcome<()> {
     system::become_enclave_if_asked()?;
-    engine::with_one_thread()?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         small().await?;
         large().await

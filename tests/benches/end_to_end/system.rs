@@ -14,7 +14,6 @@ use http_body_util::Full;
 use hyper::Response;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use inference::BLOCK_THREADS_VARIABLE;
 use sealing::message::EncryptionContext;
 use serde_json::json;
 use subrosa_client::data_key::KmsKey;
@@ -25,7 +24,7 @@ use tokio::net::TcpListener;
 use crate::{Outcome, Timing, engine};
 
 /// The simulated hypervisor gives an enclave no environment. So it is given this program, which goes on as the
-/// simulated enclave with one thread for products of blocks, and one CPU: as many threads has its engine's pool.
+/// simulated enclave on one CPU: as many threads has its engine's pool.
 pub(crate) fn become_enclave_if_asked() -> Outcome<()> {
     let mut arguments = std::env::args_os();
     if arguments.next().is_none_or(|name| name != "enclave") {
@@ -33,7 +32,7 @@ pub(crate) fn become_enclave_if_asked() -> Outcome<()> {
     }
     let mut enclave = Command::new("taskset");
     enclave.args(["-c", &engine::cpu()?, env!("CARGO_BIN_EXE_simulated-enclave")]).args(arguments);
-    Err(enclave.env(BLOCK_THREADS_VARIABLE, "1").env("PATH", "/usr/local/bin:/usr/bin:/bin").exec().into())
+    Err(enclave.env("PATH", "/usr/local/bin:/usr/bin:/bin").exec().into())
 }
 
 pub(crate) struct System {

@@ -10,7 +10,7 @@ fuzz_target!(|data: &[u8]| {
         // What a plan adds up is a stranger's numbers.
         assert!(plan.activations.bytes(256, plan.context_length, 64) > 0);
     }
-    let loaded = Model::load(data, &LoadOptions { threads: 1, ..LoadOptions::default() });
+    let loaded = Model::load(data, &LoadOptions { threads: 1 });
     if let Ok(model) = loaded {
         assert!(plan.is_ok());
         if let Ok(prompt) = model.prompt_of_tokens(&[0]) {

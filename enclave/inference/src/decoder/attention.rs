@@ -1,0 +1,68 @@
+//! Grouped-query attention of all rows of a step.
+
+use kernels::{Attention, BLOCK, Family, KvPage, KvShape};
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use zeroize::Zeroizing;
+
+/// The queries of one sequence in a step, and the pages that hold its keys and values, those of the step included.
+pub(super) struct Attended<'a> {
+    /// The first of its rows in the step.
+    pub(super) row: usize,
+    /// Position of that row in the sequence.
+    pub(super) first: usize,
+    /// Rows.
+    pub(super) count: usize,
+    pub(super) pages: &'a [KvPage],
+}
+
+/// One layer.
+pub(super) struct Heads<'a> {
+    pub(super) family: Family,
+    pub(super) shape: &'a KvShape,
+    pub(super) layer: usize,
+    /// Heads of queries that share a head of keys and values.
+    pub(super) group: usize,
+}
+
+impl Heads<'_> {
+    /// Reads `queries` (rows of all heads, scaled), and writes what they attend to into `out`, which lies alike.
+    pub(super) fn attend(&self, sequences: &[Attended<'_>], queries: &[f32], out: &mut [f32]) {
+        let width = self.group * self.shape.head_width;
+        let row_width = width * self.shape.kv_heads;
+        let mut tasks = Vec::new();
+        let mut work = 0;
+        for sequence in sequences {
+            for start in (0..sequence.count).step_by(ROWS_OF_A_TASK) {
+                let count = ROWS_OF_A_TASK.min(sequence.count - start);
+                work += (sequence.first + start + count) * count * row_width;
+                tasks.extend((0..self.shape.kv_heads).map(|kv_head| (sequence, start, count, kv_head)));
+            }
+        }
+        let run = |&(sequence, start, count, kv_head): &(&Attended<'_>, usize, usize, usize)| {
+            let mut gathered = Zeroizing::new(Vec::with_capacity(count * width));
+            let rows = queries.chunks_exact(row_width).skip(sequence.row + start).take(count);
+            rows.for_each(|row| gathered.extend(row.chunks_exact(width).skip(kv_head).take(1).flatten()));
+            let lengths: Vec<usize> =
+                (0..count).flat_map(|row| [sequence.first + start + row + 1].repeat(self.group)).collect();
+            let needed = lengths.last().map_or(0, |length| length.div_ceil(BLOCK));
+            let pages: Vec<&[u8]> = sequence.pages.iter().take(needed).map(KvPage::bytes).collect();
+            let mut attended = Zeroizing::new(vec![0.0; count * width]);
+            let attention = Attention { shape: self.shape, layer: self.layer, kv_head, pages: &pages };
+            attention.attend(self.family, &gathered, &lengths, &mut attended);
+            attended
+        };
+        let results: Vec<Zeroizing<Vec<f32>>> =
+            if work < WORK_FOR_THREADS { tasks.iter().map(run).collect() } else { tasks.par_iter().map(run).collect() };
+        for (&(sequence, start, count, kv_head), attended) in tasks.iter().zip(&results) {
+            let rows = out.chunks_exact_mut(row_width).skip(sequence.row + start).take(count);
+            for (row, attended) in rows.zip(attended.chunks_exact(width)) {
+                row.chunks_exact_mut(width).skip(kv_head).take(1).for_each(|place| place.copy_from_slice(attended));
+            }
+        }
+    }
+}
+
+/// Rows that share a pass over the pages: as many as make reading them cheap, few enough to divide a prompt's chunk.
+const ROWS_OF_A_TASK: usize = 32;
+/// Multiplications from which handing heads to other threads costs less than it saves.
+const WORK_FOR_THREADS: usize = 1 << 17;

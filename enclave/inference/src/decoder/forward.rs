@@ -1,0 +1,235 @@
+//! From tokens to logits: one step, of all sequences that take part in it.
+
+use kernels::{Activations, BLOCK, Family, Product, add, multiply, rms_norm, swiglu, write_kv};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+use zeroize::Zeroizing;
+
+use super::attention::{Attended, Heads};
+use super::weights::Layer;
+use super::{Decoder, KvCache};
+
+/// A sequence's part of a step: what is appended to it.
+pub(crate) struct Run<'a> {
+    /// Its keys and values so far.
+    pub(crate) cache: &'a mut KvCache,
+    /// At least one, all in the vocabulary.
+    pub(crate) tokens: &'a [u32],
+    /// Of how many of them, the last ones, the logits of what may follow are wanted.
+    pub(crate) wants_logits: usize,
+}
+
+/// Buffers that are kept from step to step. Prompt and answer can be told from them: they are wiped on drop.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    state: Zeroizing<Vec<f32>>,
+    normed: Activations,
+    queries: Zeroizing<Vec<f32>>,
+    keys: Zeroizing<Vec<f32>>,
+    values: Zeroizing<Vec<f32>>,
+    attended: Activations,
+    product: Zeroizing<Vec<f32>>,
+    gate: Activations,
+    up: Zeroizing<Vec<f32>>,
+    last: Activations,
+}
+
+/// All who wanted the step have gone; its sequences are left as they are, and cannot go on.
+pub(crate) struct Abandoned;
+
+impl Decoder {
+    /// Appends the tokens of each run to its sequence. Gives the logits that were wanted, in the order of the tokens, each of as many
+    /// elements as the vocabulary has tokens.
+    ///
+    /// What a sequence gets does not depend on what else is in the step, nor on how its tokens are divided into steps.
+    /// `abandon` is asked before each layer.
+    pub(crate) fn step(
+        &self,
+        runs: &mut [Run<'_>],
+        scratch: &mut Scratch,
+        abandon: &dyn Fn() -> bool,
+    ) -> Result<Zeroizing<Vec<f32>>, Abandoned> {
+        let width = self.config.width;
+        let rows: usize = runs.iter().map(|run| run.tokens.len()).sum();
+        let positions: Vec<usize> =
+            runs.iter().flat_map(|run| run.cache.len()..run.cache.len() + run.tokens.len()).collect();
+        let rotation = self.weights.rope.rotation(&positions);
+        for run in runs.iter_mut() {
+            run.cache.reserve(&self.kv_shape, run.tokens.len());
+        }
+        let tokens = runs.iter().flat_map(|run| run.tokens);
+        resize(&mut scratch.state, rows * width);
+        for (token, row) in tokens.zip(scratch.state.chunks_exact_mut(width)) {
+            self.weights.embedding.row(*token as usize, row);
+        }
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            if abandon() {
+                return Err(Abandoned);
+            }
+            self.attend(index, layer, runs, &rotation, scratch);
+            self.feed_forward(layer, scratch);
+        }
+        for run in runs.iter_mut() {
+            run.cache.advance(run.tokens.len());
+        }
+        Ok(self.logits(runs, scratch))
+    }
+
+    fn attend(
+        &self,
+        index: usize,
+        layer: &Layer,
+        runs: &mut [Run<'_>],
+        rotation: &super::rope::Rotation,
+        scratch: &mut Scratch,
+    ) {
+        let (width, query, key_value) = (self.config.width, self.config.query_width(), self.config.kv_width());
+        let Scratch { state, normed, queries, keys, values, attended, product, .. } = scratch;
+        let rows = state.len() / width;
+        norm(self.family, state, &layer.attention_norm, self.config.rms_epsilon, normed.rows_mut(rows, width));
+        normed.quantise(self.family);
+        resize(queries, rows * query);
+        resize(keys, rows * key_value);
+        resize(values, rows * key_value);
+        multiply(
+            self.family,
+            normed,
+            &mut [
+                Product { weights: &layer.query, out: queries },
+                Product { weights: &layer.key, out: keys },
+                Product { weights: &layer.value, out: values },
+            ],
+        );
+        let scale = 1.0 / (self.config.head_width as f32).sqrt();
+        each_row(queries, query, |row, queries| {
+            self.position(layer, 0, queries);
+            rotation.apply(row, queries);
+            queries.iter_mut().for_each(|x| *x *= scale);
+        });
+        each_row(keys, key_value, |row, keys| {
+            self.position(layer, 1, keys);
+            rotation.apply(row, keys);
+        });
+        if let Some([_, _, bias]) = &layer.biases {
+            values.chunks_exact_mut(key_value).for_each(|row| add(row, bias));
+        }
+        let mut row = 0;
+        for run in runs.iter_mut() {
+            let first = run.cache.len();
+            let rows = row..row + run.tokens.len();
+            let keys = keys.chunks_exact(key_value).zip(values.chunks_exact(key_value)).skip(row).take(rows.len());
+            for (position, (keys, values)) in (first..).zip(keys) {
+                let Some(page) = run.cache.pages_mut().get_mut(position / BLOCK) else { continue };
+                let heads = keys.chunks_exact(self.config.head_width).zip(values.chunks_exact(self.config.head_width));
+                for (head, (key, value)) in heads.enumerate() {
+                    write_kv(&self.kv_shape, page.bytes_mut(), index, head, position % BLOCK, key, value);
+                }
+            }
+            row = rows.end;
+        }
+        let mut row = 0;
+        let mut sequences = Vec::with_capacity(runs.len());
+        for run in runs.iter() {
+            let count = run.tokens.len();
+            sequences.push(Attended { row, first: run.cache.len(), count, pages: run.cache.pages() });
+            row += count;
+        }
+        let group = self.config.heads / self.config.kv_heads;
+        let heads = Heads { family: self.family, shape: &self.kv_shape, layer: index, group };
+        heads.attend(&sequences, queries, attended.rows_mut(rows, query));
+        attended.quantise(self.family);
+        resize(product, rows * width);
+        multiply(self.family, attended, &mut [Product { weights: &layer.attention_output, out: product }]);
+        add(state, product);
+    }
+
+    /// What comes between the product and the rotation, of queries (0) and keys (1).
+    fn position(&self, layer: &Layer, which: usize, row: &mut [f32]) {
+        if let Some(bias) = layer.biases.as_ref().and_then(|biases| biases.get(which)) {
+            add(row, bias);
+        }
+        if let Some(weight) = layer.head_norms.as_ref().and_then(|norms| norms.get(which)) {
+            let before = Zeroizing::new(row.to_vec());
+            rms_norm(self.family, &before, weight, self.config.rms_epsilon, row);
+        }
+    }
+
+    fn feed_forward(&self, layer: &Layer, scratch: &mut Scratch) {
+        let (width, inner) = (self.config.width, self.config.feed_forward);
+        let Scratch { state, normed, product, gate, up, .. } = scratch;
+        let rows = state.len() / width;
+        norm(self.family, state, &layer.feed_forward_norm, self.config.rms_epsilon, normed.rows_mut(rows, width));
+        normed.quantise(self.family);
+        resize(up, rows * inner);
+        let gates = gate.rows_mut(rows, inner);
+        multiply(
+            self.family,
+            normed,
+            &mut [Product { weights: &layer.gate, out: gates }, Product { weights: &layer.up, out: up }],
+        );
+        if rows < ROWS_FOR_THREADS {
+            swiglu(self.family, gates, up);
+        } else {
+            let rows = gates.par_chunks_exact_mut(inner).zip(up.par_chunks_exact_mut(inner));
+            rows.with_min_len(ROWS_FOR_THREADS / 4).for_each(|(gates, up)| swiglu(self.family, gates, up));
+        }
+        gate.quantise(self.family);
+        resize(product, rows * width);
+        multiply(self.family, gate, &mut [Product { weights: &layer.down, out: product }]);
+        add(state, product);
+    }
+
+    fn logits(&self, runs: &[Run<'_>], scratch: &mut Scratch) -> Zeroizing<Vec<f32>> {
+        let width = self.config.width;
+        let wanted: usize = runs.iter().map(|run| run.wants_logits).sum();
+        let mut logits = Zeroizing::new(vec![0.0; wanted * self.config.vocabulary]);
+        if wanted == 0 {
+            return logits;
+        }
+        let mut end = 0;
+        let rows = runs.iter().flat_map(|run| {
+            end += run.tokens.len();
+            end - run.wants_logits..end
+        });
+        let places = scratch.last.rows_mut(wanted, width).chunks_exact_mut(width);
+        for (row, place) in rows.zip(places) {
+            if let Some(state) = scratch.state.chunks_exact(width).nth(row) {
+                rms_norm(self.family, state, &self.weights.output_norm, self.config.rms_epsilon, place);
+            }
+        }
+        scratch.last.quantise(self.family);
+        let weights = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
+        multiply(self.family, &scratch.last, &mut [Product { weights, out: &mut logits }]);
+        logits
+    }
+}
+
+/// Makes a buffer longer or shorter; one that must move is wiped where it was.
+fn resize(buffer: &mut Zeroizing<Vec<f32>>, length: usize) {
+    if length > buffer.capacity() {
+        *buffer = Zeroizing::new(Vec::with_capacity(length));
+    }
+    buffer.resize(length, 0.0);
+}
+
+fn norm(family: Family, state: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+    let width = weight.len();
+    each_row(out, width, |row, out| {
+        if let Some(state) = state.chunks_exact(width).nth(row) {
+            rms_norm(family, state, weight, epsilon, out);
+        }
+    });
+}
+
+/// Works on each row, on several threads if there are many.
+fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    if rows.len() / width < ROWS_FOR_THREADS {
+        rows.chunks_exact_mut(width).enumerate().for_each(|(row, elements)| work(row, elements));
+    } else {
+        let rows = rows.par_chunks_exact_mut(width).enumerate();
+        rows.with_min_len(ROWS_FOR_THREADS / 4).for_each(|(row, elements)| work(row, elements));
+    }
+}
+
+/// Rows from which handing some to other threads costs less than it saves.
+const ROWS_FOR_THREADS: usize = 16;
