@@ -1,6 +1,6 @@
 # Subrosa. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help tools build demo test test-qemu check evaluate eif reproduce eif-oracle run-enclave bench fuzz
+.PHONY: help tools build demo test test-qemu check evaluate eif reproduce eif-oracle run-enclave bench bench-inference bench-smoke fuzz
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
@@ -46,6 +46,12 @@ reproduce: tools ## build program and kernel again elsewhere, and compare every 
 
 bench: build ## measure: sealing, attestation, end to end (ratios within one run)
 	@bash tests/bench.sh
+
+bench-inference: build ## the engine beside llama.cpp: Llama-3.2-1B and Qwen3-0.6B shapes, 1 and 2 threads (an hour)
+	@bash tests/inference-bench/run.sh
+
+bench-smoke: build ## the same in a minute, on a small shape
+	@bash tests/inference-bench/run.sh --smoke
 
 fuzz: tools ## run each fuzz target for FUZZ_SECONDS (20)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) bash tests/fuzz.sh
