@@ -12,13 +12,13 @@ use std::sync::mpsc::{
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use model_header::PROMPT_CHUNK;
+use model_header::{MOST_GUESSING, PROMPT_CHUNK};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use zeroize::Zeroizing;
 
 use crate::decoder::{Decoder, KvCache, Run, Scratch};
 use crate::generate::Cancel;
-use crate::sample::{Sampler, Sampling};
+use crate::sample::Sampler;
 use crate::threads::{Threads, ThreadsError};
 
 /// The thread that computes, and the way to it.
@@ -33,7 +33,9 @@ pub(crate) struct Wanted {
     pub(crate) prompt: Zeroizing<Vec<u32>>,
     /// At least one; the prompt and so many tokens fit the context.
     pub(crate) max_tokens: usize,
-    pub(crate) sampling: Sampling,
+    /// Made by who asks: what it takes to make one is not the engine's time.
+    pub(crate) sampler: Sampler,
+    pub(crate) speculate: bool,
     pub(crate) cancel: Cancel,
 }
 
@@ -175,6 +177,8 @@ impl Driver {
     /// Gives whether more may come.
     fn take_requests(&mut self) -> bool {
         if self.running.is_empty() && self.waiting.is_empty() {
+            // Nothing of what was computed stays while nobody asks.
+            self.scratch = Scratch::default();
             match self.incoming.recv() {
                 Ok(request) => self.waiting.push_back(request),
                 Err(_) => return false,
@@ -190,10 +194,18 @@ impl Driver {
     }
 
     fn admit(&mut self) {
+        self.waiting.retain(|Request { wanted, reply, gone }| {
+            let is_cancelled = wanted.cancel.is_cancelled();
+            if is_cancelled {
+                // Nothing was sent before: there is room.
+                let _ = reply.try_send(Event::Cancelled);
+            }
+            !is_cancelled && !gone.load(Ordering::Relaxed)
+        });
         while self.running.len() < MAX_RUNNING
             && let Some(Request { wanted, reply, gone }) = self.waiting.pop_front()
         {
-            let Wanted { prompt, max_tokens, sampling, cancel } = wanted;
+            let Wanted { prompt, max_tokens, sampler, speculate, cancel } = wanted;
             let mut tokens = Zeroizing::new(Vec::with_capacity(prompt.len() + max_tokens));
             tokens.extend_from_slice(&prompt);
             self.running.push_back(Sequence {
@@ -201,8 +213,8 @@ impl Driver {
                 max_tokens,
                 part: 0,
                 guess: Zeroizing::new(Vec::with_capacity(MOST_GUESSED + 1)),
-                speculates: sampling.speculate,
-                sampler: Sampler::new(sampling, &tokens),
+                speculates: speculate,
+                sampler,
                 tokens,
                 cache: KvCache::new(),
                 cancel,
@@ -236,7 +248,7 @@ impl Driver {
             };
             if sequence.is_reading() {
                 left -= sequence.part;
-            } else if answers <= MOST_SPECULATING && sequence.part > 0 {
+            } else if answers as u64 <= MOST_GUESSING && sequence.part > 0 {
                 sequence.speculate();
             }
         }
@@ -342,6 +354,8 @@ impl Sequence {
 
     fn end(&mut self, event: Event) {
         self.has_ended = true;
+        // However long its reader takes.
+        self.cache = KvCache::new();
         self.send(event);
     }
 
@@ -386,7 +400,5 @@ const SMALLEST_PART: usize = 8;
 const MOST_GUESSED: usize = 7;
 /// So many last tokens must have stood together before: three, or else two.
 const GUESSED_BY: [usize; 2] = [3, 2];
-/// With more answers than these a step is busy enough.
-const MOST_SPECULATING: usize = 4;
 /// How long the engine rests when every receiver is behind.
 const REST: Duration = Duration::from_millis(1);

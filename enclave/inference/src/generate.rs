@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::engine::{Event, Wanted};
 use crate::model::{Model, Prompt};
-use crate::sample::{Sampling, SamplingError};
+use crate::sample::{Sampler, Sampling, SamplingError};
 use crate::stream::TextStream;
 
 /// Ends an answer from another thread: set once, seen before each step, and before each layer of one that computes for nobody else.
@@ -104,7 +104,8 @@ impl Model {
         let answer = self.engine.submit(Wanted {
             prompt: Zeroizing::new(prompt.tokens().to_vec()),
             max_tokens,
-            sampling: sampling.clone(),
+            sampler: Sampler::new(sampling.clone(), prompt.tokens()),
+            speculate: sampling.speculate,
             cancel: cancel.clone(),
         });
         let mut stream = TextStream::new(&sampling.stops);

@@ -1,8 +1,9 @@
 //! Loads a model from a GGUF file and generates text on the CPU.
 //!
 //! This crate knows no socket, no key, no NSM and no log. It gets bytes and messages, and gives tokens. What it
-//! holds of a customer (prompt, tokens, KV cache, text held back) has no `Debug` and is wiped on drop. What candle, the
-//! `tokenizers` library and the template engine copy of it while they work is freed, but not wiped.
+//! holds of a customer (prompt, tokens, KV cache, text held back) has no `Debug` and is wiped on drop. What the
+//! `tokenizers` library and the template engine copy of it while they work, and token ids on their way from the engine's thread to the
+//! caller's, are freed, but not wiped.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;

@@ -149,13 +149,20 @@ impl Model {
             let before = start.len();
             (&mut *file).take(more).read_to_end(&mut start).map_err(|error| LoadError::Read(error.kind()))?;
             match Header::parse(&start) {
-                Err(GgufError::Truncated { .. }) if start.len() > before && start.len() < bytes => {}
+                Err(GgufError::Truncated { .. }) if start.len() > before && start.len() < bytes => {
+                    if start.len() >= MAX_HEADER {
+                        let (what, limit) = ("bytes of the header", MAX_HEADER as u64);
+                        return Err(GgufError::TooMany { what, count: limit + 1, limit }.into());
+                    }
+                }
                 Err(error) => return Err(error.into()),
                 Ok(_) => break Header::parse(&start)?,
             }
         };
         if header.file_bytes() > bytes {
-            let past = |(_, info): &(&str, &TensorInfo)| header.data_offset() + info.offset + info.bytes > bytes;
+            let past = |(_, info): &(&str, &TensorInfo)| {
+                header.data_offset().saturating_add(info.offset).saturating_add(info.bytes) > bytes
+            };
             let name = header.tensors().find(past).map_or_else(String::new, |(name, _)| name.to_owned());
             return Err(GgufError::TensorPastEnd { tensor: name }.into());
         }
@@ -326,6 +333,8 @@ impl Role {
     }
 }
 
+/// Ten times the header of a model with a vocabulary of a quarter million.
+const MAX_HEADER: usize = 256 << 20;
 /// Most headers are longer, because they hold a vocabulary: what is read is doubled until the header is whole.
 const FIRST_READ: usize = 1 << 20;
 /// More than a conversation has, few enough that a template stays within its fuel.

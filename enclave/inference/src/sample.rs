@@ -147,7 +147,11 @@ impl Sampler {
             seen: Zeroizing::new(Vec::new()),
         };
         if sampler.sampling.repetition_penalty != 1.0 {
-            prompt.iter().for_each(|id| sampler.note(*id, 0));
+            let mut ids = Zeroizing::new(prompt.to_vec());
+            ids.sort_unstable();
+            let distinct = ids.chunk_by(|a, b| a == b).filter_map(|same| same.first());
+            sampler.seen = Zeroizing::new(Vec::with_capacity(ids.len() + 256));
+            sampler.seen.extend(distinct.map(|id| (*id, 0)));
         }
         sampler
     }
@@ -210,6 +214,10 @@ impl Sampler {
         }
         let weight = |logit: f32| ((logit - largest) / self.sampling.temperature).exp();
         self.candidates.clear();
+        if self.candidates.capacity() < logits.len() {
+            // A vector that grows by itself leaves its former selves behind, not wiped.
+            self.candidates = Zeroizing::new(Vec::with_capacity(logits.len()));
+        }
         self.candidates.extend((0..).zip(logits).map(|(id, &logit)| (id, weight(logit))).filter(|(_, w)| *w > 0.0));
         self.keep_likeliest();
         let total: f64 = self.candidates.iter().map(|(_, weight)| f64::from(*weight)).sum();

@@ -92,15 +92,15 @@ impl KvShape {
     /// Bytes of a page.
     #[must_use]
     pub fn page_bytes(&self) -> usize {
-        self.layers * self.kv_heads * self.head_bytes()
+        self.layers.saturating_mul(self.kv_heads).saturating_mul(self.head_bytes())
     }
 
     fn head_bytes(&self) -> usize {
-        BLOCK * (self.head_width + self.padded()) * self.element.bytes()
+        (self.head_width.saturating_add(self.padded())).saturating_mul(BLOCK * self.element.bytes())
     }
 
     fn padded(&self) -> usize {
-        self.head_width.next_multiple_of(LANES)
+        self.head_width.checked_next_multiple_of(LANES).unwrap_or(usize::MAX)
     }
 
     fn head_offset(&self, layer: usize, kv_head: usize) -> usize {
@@ -158,7 +158,7 @@ impl Attention<'_> {
         assert!(self.pages.iter().all(|page| page.len() == self.shape.page_bytes()), "pages of this shape");
         let padded = self.shape.padded();
         let mut sums = Zeroizing::new(vec![0.0; rows * padded]);
-        let mut states = vec![State { largest: f32::NEG_INFINITY, total: 0.0 }; rows];
+        let mut states = Zeroizing::new(vec![State { largest: f32::NEG_INFINITY, total: 0.0 }; rows]);
         let offset = self.shape.head_offset(self.layer, self.kv_head);
         for (index, page) in self.pages.iter().enumerate() {
             let head = &page[offset..][..self.shape.head_bytes()];
@@ -169,7 +169,7 @@ impl Attention<'_> {
                 KvElement::F16 => block_f16(family, &block, queries, lengths, &mut states, &mut sums),
             }
         }
-        for ((out, sums), state) in out.chunks_exact_mut(width).zip(sums.chunks_exact(padded)).zip(&states) {
+        for ((out, sums), state) in out.chunks_exact_mut(width).zip(sums.chunks_exact(padded)).zip(states.iter()) {
             for (out, sum) in out.iter_mut().zip(sums) {
                 *out = sum / state.total;
             }
@@ -178,7 +178,7 @@ impl Attention<'_> {
 }
 
 /// A row so far: the largest product, and the sum of the weights relative to it (Milakov and Gimelshein 2018).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroize)]
 struct State {
     largest: f32,
     total: f32,
@@ -267,7 +267,7 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
     let Block { keys, values, first, width, padded } = *block;
     let size = if F16 { 2 } else { 4 };
     let mut weights = [[0.0_f32; BLOCK]; M];
-    let mut most = 0;
+    let mut counts = [0; M];
     // SAFETY: keys are 4 tiles of `width` times 16 elements, values `padded / 16` tiles of 64 times 16; there are `M` queries of
     // `width` elements, and `M` sums of `padded`.
     unsafe {
@@ -283,7 +283,7 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
         );
         for row in 0..M {
             let count = lengths[row].saturating_sub(first).min(BLOCK);
-            most = most.max(count);
+            counts[row] = count;
             let weights = &mut weights[row];
             weights[count..].fill(f32::NEG_INFINITY);
             let mut peak = V::splat(states[row].largest);
@@ -315,19 +315,29 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
                 V::load(at).mul(factor).store(at);
             }
         }
+        let least = counts.iter().copied().fold(BLOCK, usize::min);
         let mut chunk = 0;
         let stride = BLOCK * LANES * size;
         while chunk < padded / LANES {
             let (at, out) = (values.as_ptr().add(chunk * stride), sums.as_mut_ptr().add(chunk * LANES));
             let left = padded / LANES - chunk;
             let weights = weights.as_flattened().as_ptr();
+            // What only some of the rows see is added row by row: a value that is no number must not reach those that do not.
             if left >= 4 {
-                products::<V, F16, M, 4>(at, stride, most, weights, BLOCK, out, padded, true);
-                chunk += 4;
+                products::<V, F16, M, 4>(at, stride, least, weights, BLOCK, out, padded, true);
             } else {
-                products::<V, F16, M, 1>(at, stride, most, weights, BLOCK, out, padded, true);
-                chunk += 1;
+                products::<V, F16, M, 1>(at, stride, least, weights, BLOCK, out, padded, true);
             }
+            for row in 0..M {
+                let (at, more) = (at.add(least * LANES * size), counts[row] - least);
+                let (weights, out) = (weights.add(row * BLOCK + least), out.add(row * padded));
+                if more > 0 && left >= 4 {
+                    products::<V, F16, 1, 4>(at, stride, more, weights, BLOCK, out, padded, true);
+                } else if more > 0 {
+                    products::<V, F16, 1, 1>(at, stride, more, weights, BLOCK, out, padded, true);
+                }
+            }
+            chunk += if left >= 4 { 4 } else { 1 };
         }
     }
 }

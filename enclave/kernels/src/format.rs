@@ -90,10 +90,10 @@ impl Format {
     pub(crate) const fn tile_bytes(self, inputs: usize) -> usize {
         if self.is_quantised() {
             let blocks = inputs / BLOCK_INPUTS;
-            blocks / SUPER * self.super_bytes(SUPER)
+            (blocks / SUPER).saturating_mul(self.super_bytes(SUPER))
                 + if blocks.is_multiple_of(SUPER) { 0 } else { self.super_bytes(blocks % SUPER) }
         } else {
-            inputs * LANES * self.bytes_of_block()
+            inputs.saturating_mul(LANES * self.bytes_of_block())
         }
     }
 

@@ -96,14 +96,14 @@ pub fn add(sum: &mut [f32], x: &[f32]) {
     }
 }
 
-/// e to the power of each lane, to 2 units in the last place, between e^-87 and e^88; beyond them those bounds. What is no number
+/// e to the power of each lane, to 2 units in the last place, between e^-86 and e^88; beyond them those bounds. What is no number
 /// stays none. The reduction and the polynomial are those of Cephes' `expf` (Moshier 1989).
 #[inline(always)]
 pub(crate) unsafe fn exp<V: Vector>(x: V) -> V {
     // SAFETY: as the caller's.
     unsafe {
         // In this order: min and max give their argument where there is no number.
-        let x = V::splat(-87.0).max(V::splat(88.0).min(x));
+        let x = V::splat(-86.0).max(V::splat(88.0).min(x));
         let power = x.mul(V::splat(std::f32::consts::LOG2_E)).round();
         // ln 2 in two parts, the first with zeros at its end.
         let rest = power.fnma(V::splat(0.693_359_4), x);

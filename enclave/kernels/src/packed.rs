@@ -95,7 +95,7 @@ impl Packed {
         if inputs == 0 || !inputs.is_multiple_of(block) {
             return Err(PackError::Inputs { inputs, block });
         }
-        Ok(inputs / block * format.bytes_of_block())
+        Ok((inputs / block).saturating_mul(format.bytes_of_block()))
     }
 
     /// How the weights lie.

@@ -163,6 +163,18 @@ fn the_most_negative_code_is_computed_with() {
 }
 
 #[test]
+#[should_panic(expected = "quantised activations")]
+fn activations_that_were_quantised_for_other_rows_are_not_multiplied() {
+    let packed = Packed::pack(Format::Q8_0, 16, 32, &tensor(Format::Q8_0, 16, 32, &mut Random(8))).unwrap();
+    let mut activations = Activations::new();
+    activations.rows_mut(1, 8192).fill(1.0);
+    activations.quantise(Family::best());
+    activations.rows_mut(256, 32).fill(1.0);
+    let mut out = vec![0.0; 256 * 16];
+    multiply(Family::best(), &activations, &mut [Product { weights: &packed, out: &mut out }]);
+}
+
+#[test]
 fn what_is_no_whole_matrix_is_refused() {
     assert!(Packed::pack(Format::Q4K, 1, 128, &[0; 144]).is_err());
     assert!(Packed::pack(Format::Q8_0, 2, 32, &[0; 34]).is_err());
@@ -259,6 +271,25 @@ fn attention_is_near_what_f64_says_and_the_same_in_every_family_however_rows_are
                     }
                 }
             }
+        }
+    }
+}
+
+/// A token that was guessed wrongly may be no number; the ones before it must not notice.
+#[test]
+fn what_a_row_does_not_see_does_not_reach_it() {
+    for element in [KvElement::F32, KvElement::F16] {
+        let shape = KvShape { layers: 1, kv_heads: 1, head_width: 80, element };
+        let mut random = Random(6);
+        let mut cache = cache(shape, 70, &mut random);
+        let queries = random.floats(4 * 80);
+        let before: Vec<_> =
+            Family::all().iter().map(|&family| cache.attend(family, 0, &queries, &[66, 67, 68, 69])).collect();
+        write_kv(&shape, &mut cache.pages[1], 0, 0, 69 - BLOCK, &[1.0; 80], &[f32::NAN; 80]);
+        for (&family, before) in Family::all().iter().zip(before) {
+            let after = cache.attend(family, 0, &queries, &[66, 67, 68, 70]);
+            assert_eq!(bits(&after[..240]), bits(&before[..240]), "{element:?} {family:?}");
+            assert!(after[240..].iter().all(|x| x.is_nan()), "{element:?} {family:?}");
         }
     }
 }

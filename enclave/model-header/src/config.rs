@@ -114,7 +114,7 @@ impl Config {
         }
         let head_width = match optional(header, &key("attention.key_length"), MAX_HEAD_WIDTH)? {
             Some(given) => given,
-            None if width.is_multiple_of(heads) => width / heads,
+            None if width.is_multiple_of(heads) && width / heads <= MAX_HEAD_WIDTH => width / heads,
             None => return Err(out_of_range(&key("attention.head_count"), heads, format!("a divisor of {width}"))),
         };
         if !head_width.is_multiple_of(2) {

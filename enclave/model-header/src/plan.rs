@@ -51,7 +51,12 @@ impl Plan {
             context_length: config.context_length,
             parameters: header.parameters(),
             file_bytes: header.file_bytes(),
-            loading_bytes: vectors.max().unwrap_or(0).saturating_mul(2).saturating_add(READ_AT_ONCE),
+            loading_bytes: vectors
+                .max()
+                .unwrap_or(0)
+                .saturating_mul(2)
+                .saturating_add(READ_AT_ONCE)
+                .saturating_add(header.data_offset().saturating_mul(2)),
             activations: Activations::of(&config),
         })
     }
@@ -86,6 +91,8 @@ pub struct Activations {
     per_row: usize,
     /// For each answer, whatever its length.
     per_answer: usize,
+    /// For each of the few answers that are guessed ahead.
+    per_guess: usize,
     /// For each thread: the queries, products and results of a task of attention.
     per_thread: usize,
 }
@@ -105,6 +112,8 @@ impl Activations {
             per_row: throughout + attention + feed_forward,
             // The logits, and in the sampler with their indices.
             per_answer: 3 * config.vocabulary + 2 * width,
+            // Logits, and the rows that they come from, of seven tokens more.
+            per_guess: 7 * (config.vocabulary + 2 * width),
             per_thread: 32 * group * (3 * config.head_width + 64),
         }
     }
@@ -113,11 +122,12 @@ impl Activations {
     #[must_use]
     pub fn bytes(&self, sequences: usize, tokens: usize, threads: usize) -> u64 {
         let [sequences, tokens, threads] = [sequences, tokens, threads].map(|number| number as u64);
-        let Self { per_row, per_answer, per_thread } = *self;
+        let Self { per_row, per_answer, per_guess, per_thread } = *self;
         let rows = tokens.saturating_mul(sequences).min((PROMPT_CHUNK as u64).saturating_add(sequences));
         let part = |size: usize, count: u64| (size as u64).saturating_mul(count);
         let floats = part(per_row, rows)
             .saturating_add(part(per_answer, sequences))
+            .saturating_add(part(per_guess, sequences.min(MOST_GUESSING)))
             .saturating_add(part(per_thread, threads.max(1)));
         floats.saturating_mul(size_of::<f32>() as u64)
     }
@@ -131,6 +141,8 @@ impl Header<'_> {
     }
 }
 
+/// So many answers at most are guessed ahead in one step.
+pub const MOST_GUESSING: u64 = 4;
 /// Bytes of a matrix that the engine reads before it packs them.
 pub const READ_AT_ONCE: usize = 4 << 20;
 /// Positions of a page of the KV cache.

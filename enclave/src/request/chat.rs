@@ -154,7 +154,12 @@ fn biases(given: BTreeMap<String, f64>) -> Result<Vec<(u32, f32)>, &'static str>
         return Err(WRONG);
     }
     let one = |(id, bias): (String, f64)| {
-        Ok((id.parse().map_err(|_| WRONG)?, within(Some(bias), 0.0, -100.0, 100.0, WRONG)?))
+        let token: u32 = id.parse().map_err(|_| WRONG)?;
+        // "007" beside "7" would be the same token twice.
+        if token.to_string() != id {
+            return Err(WRONG);
+        }
+        Ok((token, within(Some(bias), 0.0, -100.0, 100.0, WRONG)?))
     };
     given.into_iter().map(one).collect()
 }
@@ -394,6 +399,7 @@ mod tests {
             r#","repetition_penalty":0"#,
             r#","logit_bias":{"1":101}"#,
             r#","logit_bias":{"one":1}"#,
+            r#","logit_bias":{"07":1}"#,
             r#","speculation":"yes""#,
             r#","stop":[1]"#,
             r#","stop":["a","b","c","d","e"]"#,

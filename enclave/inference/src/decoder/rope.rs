@@ -42,7 +42,9 @@ impl Rope {
         Self { frequencies, halves: architecture != Architecture::Llama }
     }
 
-    /// The turns of rows at these positions. In f64: position 100,000 times the first frequency, 1, is far outside what f32 keeps
+    /// The turns of rows at these positions. (The C library's sine may differ in its last bit on a processor without FMA, which no
+    /// host of Nitro Enclaves is.)
+    /// In f64: position 100,000 times the first frequency, 1, is far outside what f32 keeps
     /// the angle of.
     pub(super) fn rotation(&self, positions: &[usize]) -> Rotation {
         let turns = positions
