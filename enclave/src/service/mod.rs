@@ -78,7 +78,7 @@ impl Service {
         } = parts;
         let manifests = models.iter().map(|(name, loaded)| (name.clone(), loaded.manifest_sha384)).collect();
         let models = models.into_iter().map(|(name, loaded)| (name, Arc::new(loaded.model))).collect();
-        let engine = std::thread::available_parallelism().map_or(1, usize::from).max(2);
+        let engine = std::thread::available_parallelism().map_or(1, usize::from).max(ANSWERS_AT_ONCE);
         let service = Self {
             uploads: Arc::new(Semaphore::new(configuration.limits.concurrent_requests.saturating_mul(4))),
             requests: Arc::new(Semaphore::new(configuration.limits.concurrent_requests)),
@@ -172,3 +172,6 @@ const KEYSET_SECONDS: u64 = 86_400;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How long requests in work are waited for at shutdown.
 const DRAIN: Duration = Duration::from_secs(20);
+/// Answers that share the engine's steps, on few cores too: the weights are read once for all of them. Their keys and values are
+/// what the memory budget allows.
+const ANSWERS_AT_ONCE: usize = 16;
