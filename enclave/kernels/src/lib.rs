@@ -3,8 +3,9 @@
 //!
 //! Three families compute the same: AVX-512 VNNI, AVX2 with FMA, and plain Rust. The family is chosen at run time
 //! ([`Family::best`]), so one image runs, and measures the same, on every host. **All families give the same bits**: integer
-//! sums are exact, every f32 operation is a fused or a single one in an order that the format fixes, and no sum runs across
-//! lanes. The order depends neither on how many rows are computed together nor on the number of threads.
+//! sums are exact, and every f32 operation is a fused or a single one, in one order: that of the format, and where a sum runs across
+//! lanes (norms, softmax) that of one fixed tree. It depends neither on how many rows are computed together nor on the number of
+//! threads.
 //!
 //! Weights lie in *tiles* of 16 outputs (see [`Format`]): a vector instruction works on 16 outputs at once, and reads the
 //! weights in the order in which they lie.
