@@ -2,7 +2,7 @@
 
 /// Defines `$name`, which runs `$body::<V>` with the instructions of a family, for each of the families.
 ///
-/// The body is `#[inline(always)] unsafe fn body<V: Vector>(...)`: it is compiled anew inside each of three functions, which
+/// The body is `#[inline(always)] unsafe fn body<V: Vector>(...)`: it is compiled anew inside each of the functions, which
 /// differ by the instructions that are switched on.
 macro_rules! for_each_family {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident = $body:ident ( $($argument:ident : $type:ty),* $(,)? ) ) => {
@@ -20,6 +20,18 @@ macro_rules! for_each_family {
                 // SAFETY: as above.
                 unsafe { $body::<$crate::avx2::Avx2>($($argument),*) }
             }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod")]
+            unsafe fn neon_dotprod($($argument: $type),*) {
+                // SAFETY: as above.
+                unsafe { $body::<$crate::neon::Neon<false>>($($argument),*) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod,i8mm")]
+            unsafe fn neon_i8mm($($argument: $type),*) {
+                // SAFETY: as above.
+                unsafe { $body::<$crate::neon::Neon<true>>($($argument),*) }
+            }
             assert!($crate::Family::all().contains(&family), "a family that this processor has");
             match family {
                 #[cfg(target_arch = "x86_64")]
@@ -28,6 +40,12 @@ macro_rules! for_each_family {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: this processor has the family's instructions.
                 $crate::Family::Avx2 => unsafe { avx2($($argument),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: this processor has the family's instructions.
+                $crate::Family::NeonDotprod => unsafe { neon_dotprod($($argument),*) },
+                #[cfg(target_arch = "aarch64")]
+                // SAFETY: this processor has the family's instructions.
+                $crate::Family::NeonI8mm => unsafe { neon_i8mm($($argument),*) },
                 // SAFETY: plain Rust runs anywhere.
                 _ => unsafe { $body::<$crate::plain::Plain>($($argument),*) },
             }

@@ -26,6 +26,8 @@ mod vector;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 pub use activations::Activations;
 pub use attention::{Attention, BLOCK, KvElement, KvPage, KvShape, write_kv};
@@ -43,6 +45,10 @@ pub enum Family {
     Avx2,
     /// AVX-512 F, BW, VL and VNNI: Ice Lake and later, Zen 4 and later.
     Avx512Vnni,
+    /// NEON with `dotprod`: Graviton2. Linux tells programs of it from 4.15 on.
+    NeonDotprod,
+    /// NEON with `dotprod` and `i8mm`: Graviton3 and later. Linux tells programs of it from 5.6 on.
+    NeonI8mm,
 }
 
 impl Family {
@@ -57,6 +63,7 @@ impl Family {
     pub fn all() -> &'static [Self] {
         static FOUND: std::sync::OnceLock<Vec<Family>> = std::sync::OnceLock::new();
         FOUND.get_or_init(|| {
+            #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), expect(unused_mut))]
             let mut found = vec![Self::Plain];
             #[cfg(target_arch = "x86_64")]
             {
@@ -74,6 +81,13 @@ impl Family {
                     found.push(Self::Avx512Vnni);
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                found.push(Self::NeonDotprod);
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    found.push(Self::NeonI8mm);
+                }
+            }
             found
         })
     }
@@ -85,6 +99,8 @@ impl Family {
             Self::Plain => "plain",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::NeonDotprod => "neon-dotprod",
+            Self::NeonI8mm => "neon-i8mm",
         }
     }
 }

@@ -102,6 +102,7 @@ impl Job {
         let (rows_of_block, tiles_of_block) = match family {
             Family::Avx512Vnni => (6, 2),
             Family::Avx2 => (3, 1),
+            Family::NeonDotprod | Family::NeonI8mm => (4, 1),
             Family::Plain => (1, 1),
         };
         // So many rows stay in the cache of the core while all tiles go by.
@@ -175,6 +176,22 @@ impl Job {
             (Family::Avx2, 2, 1) => with_format!(avx2, 2, 1),
             #[cfg(target_arch = "x86_64")]
             (Family::Avx2, 3, 1) => with_format!(avx2, 3, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonDotprod, 1, 1) => with_format!(neon_dotprod, 1, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonDotprod, 2, 1) => with_format!(neon_dotprod, 2, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonDotprod, 3, 1) => with_format!(neon_dotprod, 3, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonDotprod, 4, 1) => with_format!(neon_dotprod, 4, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonI8mm, 1, 1) => with_format!(neon_i8mm, 1, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonI8mm, 2, 1) => with_format!(neon_i8mm, 2, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonI8mm, 3, 1) => with_format!(neon_i8mm, 3, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonI8mm, 4, 1) => with_format!(neon_i8mm, 4, 1),
             _ => with_format!(plain, 1, 1),
         }
     }
@@ -217,6 +234,24 @@ unsafe fn avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, pl
 unsafe fn avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
     // SAFETY: the instructions are enabled.
     unsafe { block::<crate::avx2::Avx2, FORMAT, M, N>(job, place) }
+}
+
+/// # Safety
+/// As [`block`], on a processor with these instructions.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
+    // SAFETY: the instructions are enabled.
+    unsafe { block::<crate::neon::Neon<false>, FORMAT, M, N>(job, place) }
+}
+
+/// # Safety
+/// As [`block`], on a processor with these instructions.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
+    // SAFETY: the instructions are enabled.
+    unsafe { block::<crate::neon::Neon<true>, FORMAT, M, N>(job, place) }
 }
 
 /// # Safety
