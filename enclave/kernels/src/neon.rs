@@ -193,11 +193,11 @@ impl<const I8MM: bool> Vector for Neon<I8MM> {
     unsafe fn fifth_bits(bytes: Bytes, mask: u64) -> Bytes {
         unsafe {
             let mask = vreinterpretq_u8_u64(vdupq_n_u64(mask));
-            // Byte j of a register gets byte j / 8 of its part of the mask, then bit j % 8 of that.
+            // Byte j of a register gets byte j / 8 of its part of the mask, then bit j % 8 of that, moved to bit 4.
             let byte = vcombine_u8(vdup_n_u8(0), vdup_n_u8(1));
-            let bit = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
-            let set = each!(i => vtstq_u8(vqtbl1q_u8(mask, vaddq_u8(byte, vdupq_n_u8(2 * i))), bit));
-            Bytes(each!(i => vbslq_u8(vdupq_n_u8(16), set[i], bytes.0[i])))
+            let by = vreinterpretq_s8_u64(vdupq_n_u64(0xFDFE_FF00_0102_0304));
+            let moved = each!(i => vshlq_u8(vqtbl1q_u8(mask, vaddq_u8(byte, vdupq_n_u8(2 * i))), by));
+            Bytes(each!(i => vorrq_u8(bytes.0[i], vandq_u8(moved[i], vdupq_n_u8(16)))))
         }
     }
     #[inline(always)]
