@@ -1,6 +1,6 @@
 # Subrosa. `make` alone says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help tools build demo test test-qemu check evaluate eif reproduce eif-oracle run-enclave bench bench-inference bench-smoke fuzz
+.PHONY: help tools build demo test test-qemu test-neon check evaluate eif reproduce eif-oracle run-enclave bench bench-inference bench-smoke fuzz
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 20
@@ -26,6 +26,9 @@ test: build ## every test; third-party vectors from $$SUBROSA_VECTORS or ../shar
 
 test-qemu: tools ## boot the image in QEMU, and show what it answers and what it refuses
 	@bash tests/qemu.sh
+
+test-neon: tools ## the kernels' tests on emulated Arm processors, with and without dotprod and i8mm (Debian 12)
+	@bash tests/neon.sh
 
 check: tools ## formatting, lints, dependency rules
 	@$(CARGO) fmt --all --check

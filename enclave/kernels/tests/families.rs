@@ -121,6 +121,48 @@ fn every_family_and_number_of_rows_gives_the_same_bits_near_what_f64_says() {
     }
 }
 
+/// `KERNELS=plain,neon-dotprod` holds the families that are found, and so those that every other test here compares, to what the
+/// processor is known to have (`make test-neon`).
+#[test]
+fn the_families_compared_are_those_that_the_processor_has() {
+    let names: Vec<_> = Family::all().iter().map(|family| family.name()).collect();
+    assert_eq!((names[0], names.last()), ("plain", Some(&Family::best().name())));
+    if let Ok(expected) = std::env::var("KERNELS") {
+        assert_eq!(names.join(","), expected);
+    }
+}
+
+/// FNV-1a.
+fn digest(values: &[f32]) -> u64 {
+    let bytes = values.iter().flat_map(|value| value.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// Families of two architectures never run in one process: the same digests in both compare them. A change of one changes answers
+/// that were given before: the changelog says so.
+#[test]
+fn results_have_the_same_bits_on_every_architecture() {
+    let family = Family::best();
+    let products = Format::ALL.map(|format| {
+        let mut random = Random(7);
+        let packed = Packed::pack(format, 40, 512, &tensor(format, 40, 512, &mut random)).unwrap();
+        (format, digest(&product(family, &packed, &random.floats(5 * 512))))
+    });
+    assert!(products[..] == PRODUCTS, "{products:#x?}");
+    let attention = [KvElement::F32, KvElement::F16].map(|element| {
+        let mut random = Random(7);
+        let cache = cache(KvShape { layers: 1, kv_heads: 1, head_width: 80, element }, 70, &mut random);
+        digest(&cache.attend(family, 0, &random.floats(2 * 80), &[69, 70]))
+    });
+    assert!(attention == ATTENTION, "{attention:#x?}");
+    let rows = Random(7).floats(100);
+    let (mut gated, mut normed) = (rows.clone(), vec![0.0; 100]);
+    swiglu(family, &mut gated, &rows);
+    rms_norm(family, &rows, &rows, 1e-5, &mut normed);
+    let between = [digest(&gated), digest(&normed)];
+    assert!(between == BETWEEN, "{between:#x?}");
+}
+
 #[test]
 fn threads_change_no_bit() {
     let mut random = Random(2);
@@ -332,3 +374,19 @@ proptest! {
         }
     }
 }
+
+/// What x86-64 with AVX-512 gives.
+const PRODUCTS: [(Format, u64); 8] = [
+    (Format::F32, 0x7bc2_64dd_fbf2_6fa3),
+    (Format::F16, 0x544b_8688_a347_765a),
+    (Format::Bf16, 0x6245_f3fa_655e_82ff),
+    (Format::Q8_0, 0xf1b2_7016_d3a8_2b5e),
+    (Format::Q4_0, 0x6d40_b1ce_d317_4b37),
+    (Format::Q4K, 0xfcc5_caf1_0853_fc27),
+    (Format::Q5K, 0x2cfc_da4f_c392_c79e),
+    (Format::Q6K, 0x12ca_667d_8125_968b),
+];
+/// With f32, and with f16.
+const ATTENTION: [u64; 2] = [0x424a_3551_bd98_c325, 0xc312_a5f4_6f75_242c];
+/// Gate, and norm.
+const BETWEEN: [u64; 2] = [0x39cb_2068_e600_2a07, 0xa5bc_5012_183f_9844];
