@@ -2,6 +2,10 @@
 //!
 //! Those instructions have no stable intrinsics (rust-lang/rust#117223, #117224): they are written as assembly, one by one, so that
 //! the compiler still chooses registers and order.
+//!
+//! `i8mm` has a matrix product too (SMMLA), which takes eight inputs of two outputs in a register. From tiles of four inputs that is
+//! a shuffle of each register of codes, and of each two of sums. For 32 inputs of four rows, which is what fits into the registers,
+//! those 50 eat up most of the 64 products that it saves: not without another order of tiles.
 #![expect(
     clippy::undocumented_unsafe_blocks,
     reason = "every method rests on the one condition of `Vector`, which each caller states"
@@ -257,8 +261,8 @@ impl<const I8MM: bool> Vector for Neon<I8MM> {
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
-        // Reads nothing that the program can tell.
-        unsafe { asm!("prfm pldl2keep, [{at}]", at = in(reg) at, options(nomem, nostack, preserves_flags)) }
+        // A number: nothing is read that the program could tell.
+        unsafe { asm!("prfm pldl2keep, [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags)) }
     }
 }
 

@@ -205,6 +205,19 @@ fn the_most_negative_code_is_computed_with() {
 }
 
 #[test]
+fn activations_half_way_between_two_codes_become_the_even_one() {
+    let mut bytes = half::f16::from_f32(1.0).to_le_bytes().to_vec();
+    bytes.extend((0..32).map(|place: u8| u8::from(place > 0)));
+    let packed = Packed::pack(Format::Q8_0, 1, 32, &bytes).unwrap();
+    // 127 sets the step to one; its weight is zero.
+    let mut row = [0.0; 32];
+    (row[0], row[1], row[2], row[3], row[4]) = (127.0, 0.5, 1.5, 2.5, -4.5);
+    for &family in Family::all() {
+        assert_eq!(product(family, &packed, &row), [0.0 + 2.0 + 2.0 - 4.0], "{family:?}");
+    }
+}
+
+#[test]
 #[should_panic(expected = "quantised activations")]
 fn activations_that_were_quantised_for_other_rows_are_not_multiplied() {
     let packed = Packed::pack(Format::Q8_0, 16, 32, &tensor(Format::Q8_0, 16, 32, &mut Random(8))).unwrap();
