@@ -67,3 +67,113 @@ pub(crate) trait Vector: Copy {
     /// Asks for the line of the cache at `at`, which may lie anywhere.
     unsafe fn prefetch(at: *const u8);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Vector;
+    use crate::dispatch::for_each_family;
+    use crate::{Family, LANES};
+
+    const ODD: [f32; 16] = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.5,
+        0.5,
+        2.5,
+        -3.5,
+        1e-3,
+        65_504.0,
+        f32::MAX,
+        f32::MIN_POSITIVE,
+        1e-40,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        16_777_215.0,
+    ];
+
+    for_each_family!(fn arithmetic = arithmetic_of(a: &[f32; LANES], b: &[f32; LANES], out: &mut [[f32; LANES]; 10]));
+
+    #[inline(always)]
+    unsafe fn arithmetic_of<V: Vector>(a: &[f32; LANES], b: &[f32; LANES], out: &mut [[f32; LANES]; 10]) {
+        // SAFETY: 16 elements each.
+        unsafe {
+            let (a, b) = (V::load(a.as_ptr()), V::load(b.as_ptr()));
+            let third = V::splat(1.0 / 3.0);
+            let results = [
+                a.add(b),
+                a.sub(b),
+                a.mul(b),
+                a.div(b),
+                a.max(b),
+                a.min(b),
+                a.abs(),
+                a.fma(third, b),
+                a.fnma(third, b),
+                a.round(),
+            ];
+            for (result, out) in results.into_iter().zip(out) {
+                result.store(out.as_mut_ptr());
+            }
+        }
+    }
+
+    for_each_family!(fn conversions = conversions_of(bytes: &[u8; 32], out: &mut [[f32; LANES]; 5], codes: &mut [i8; LANES]));
+
+    #[inline(always)]
+    unsafe fn conversions_of<V: Vector>(bytes: &[u8; 32], out: &mut [[f32; LANES]; 5], codes: &mut [i8; LANES]) {
+        // SAFETY: 32 bytes, 16 elements each.
+        unsafe {
+            let from = bytes.as_ptr();
+            let whole = V::floats(V::load_i8(from));
+            let power = whole.max(V::splat(-126.0)).power_of_two();
+            let results = [V::load_f16(from), V::load_bf16(from), V::floats(V::load_u8(from)), whole, power];
+            for (result, out) in results.into_iter().zip(out) {
+                result.store(out.as_mut_ptr());
+            }
+            V::store_i8(whole.ints(), codes.as_mut_ptr());
+        }
+    }
+
+    /// The bits, but for which no number it is.
+    fn bits<const N: usize>(results: [[f32; LANES]; N]) -> [[u32; LANES]; N] {
+        results.map(|lanes| lanes.map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }))
+    }
+
+    #[test]
+    fn arithmetic_has_the_bits_of_plain_rust_at_the_edges_of_numbers_too() {
+        for turn in 0..LANES {
+            let mut other = ODD;
+            other.rotate_left(turn);
+            let run = |family| {
+                let mut out = [[0.0; LANES]; 10];
+                arithmetic(family, &ODD, &other, &mut out);
+                bits(out)
+            };
+            for &family in Family::all() {
+                assert_eq!(run(family), run(Family::Plain), "{family:?} {turn}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_half_every_bfloat_and_every_byte_is_read_as_plain_rust_reads_it() {
+        for high in 0..4096_u16 {
+            let mut bytes = [0; 32];
+            for (low, pair) in (0..).zip(bytes.as_chunks_mut::<2>().0) {
+                *pair = (high * 16 + low).to_le_bytes();
+            }
+            let run = |family| {
+                let (mut out, mut codes) = ([[0.0; LANES]; 5], [0; LANES]);
+                conversions(family, &bytes, &mut out, &mut codes);
+                (bits(out), codes)
+            };
+            for &family in Family::all() {
+                let found = run(family);
+                assert_eq!(found, run(Family::Plain), "{family:?} {high}");
+                assert_eq!(found.1.map(i8::cast_unsigned), bytes[..LANES], "{family:?} {high}");
+            }
+        }
+    }
+}
