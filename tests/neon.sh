@@ -55,6 +55,7 @@ fetch() {
     apt-get update --quiet=2 >&2 || fail "apt-get update failed for arm64"
     library=$(dependency libstd-rust-web-dev 'libstd-rust-web-[0-9.]+')
     need_packages "$state" "$(dependency "$library" 'libllvm[0-9]+')"
+    rm -rf "$(dirname "$into")"/.fetching.*
     work=$(mktemp -d "$(dirname "$into")/.fetching.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     note 'unpacking the compiler'
