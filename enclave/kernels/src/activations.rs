@@ -1,6 +1,7 @@
 //! What weights are multiplied with.
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 use zeroize::Zeroize;
 
 use crate::dispatch::for_each_family;
@@ -9,6 +10,9 @@ use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, Family, LANES, SUPER};
 
 /// Rows of activations as f32 and, once they are quantised, as i8 with a scale for 256 of them.
+///
+/// Codes, scales and sums lie super-block by super-block, those of all rows together: so many rows times one super-block of weights
+/// reads one piece of memory.
 ///
 /// The buffers are kept from one use to the next, and wiped on drop.
 #[derive(Default)]
@@ -66,31 +70,36 @@ impl Activations {
     pub fn quantise(&mut self, family: Family) {
         let (rows, inputs) = (self.rows, self.inputs);
         let blocks = inputs / BLOCK_INPUTS;
-        let supers = blocks.div_ceil(SUPER);
         if blocks == 0 {
             return;
         }
-        resize(&mut self.codes, rows * inputs);
-        resize(&mut self.scales, rows * supers);
+        resize(&mut self.codes, rows * blocks * BLOCK_INPUTS);
+        resize(&mut self.scales, rows * blocks.div_ceil(SUPER));
         resize(&mut self.sums16, rows * blocks * 2);
         resize(&mut self.sums32, rows * blocks);
-        let (codes, scales) = (self.codes.chunks_exact_mut(inputs), self.scales.chunks_exact_mut(supers));
-        let (sums16, sums32) = (self.sums16.chunks_exact_mut(blocks * 2), self.sums32.chunks_exact_mut(blocks));
-        let parts = codes.zip(scales).zip(sums16.zip(sums32));
-        let work: Vec<Row<'_>> = self
-            .floats
-            .chunks_exact(inputs)
-            .zip(parts)
-            .map(|(floats, ((codes, scales), (sums16, sums32)))| Row { floats, codes, scales, sums16, sums32 })
-            .collect();
-        let one = |Row { floats, codes, scales, sums16, sums32 }: Row<'_>| {
-            let whole = blocks * BLOCK_INPUTS;
-            quantise_row(family, &floats[..whole], codes, scales, sums16, sums32);
+        // Super-blocks of eight blocks, those of all rows one after the other; then the last ones, which may be shorter.
+        let whole = blocks / SUPER;
+        let (codes, codes_left) = self.codes.split_at_mut(rows * whole * SUPER_INPUTS);
+        let (scales, scales_left) = self.scales.split_at_mut(rows * whole);
+        let (sums16, sums16_left) = self.sums16.split_at_mut(rows * whole * 2 * SUPER);
+        let (sums32, sums32_left) = self.sums32.split_at_mut(rows * whole * SUPER);
+        let left = blocks % SUPER;
+        let floats = &self.floats;
+        let row_of = |index: usize, first: usize, count: usize| &floats[index * inputs + first..][..count];
+        let one = |(index, (((codes, sums16), sums32), scale)): (usize, (Parts<'_>, &mut f32))| {
+            let floats = row_of(index % rows, index / rows * SUPER_INPUTS, SUPER_INPUTS);
+            quantise_super(family, floats, codes, scale, sums16, sums32);
         };
-        if work.len() < ROWS_FOR_THREADS || rayon::current_num_threads() == 1 {
-            work.into_iter().for_each(one);
-        } else {
-            work.into_par_iter().with_min_len(ROWS_FOR_THREADS / 2).for_each(one);
+        let parts = codes.par_chunks_exact_mut(SUPER_INPUTS).zip(sums16.par_chunks_exact_mut(2 * SUPER));
+        let parts = parts.zip(sums32.par_chunks_exact_mut(SUPER)).zip(scales.par_iter_mut()).enumerate();
+        parts.with_min_len(SUPERS_OF_A_TASK).for_each(one);
+        if left > 0 {
+            let parts = codes_left.chunks_exact_mut(left * BLOCK_INPUTS).zip(sums16_left.chunks_exact_mut(2 * left));
+            let parts = parts.zip(sums32_left.chunks_exact_mut(left)).zip(scales_left).enumerate();
+            for (row, (((codes, sums16), sums32), scale)) in parts {
+                let floats = row_of(row, whole * SUPER_INPUTS, left * BLOCK_INPUTS);
+                quantise_super(family, floats, codes, scale, sums16, sums32);
+            }
         }
     }
 
@@ -100,14 +109,8 @@ impl Activations {
     }
 }
 
-/// A row to quantise, and where to.
-struct Row<'a> {
-    floats: &'a [f32],
-    codes: &'a mut [i8],
-    scales: &'a mut [f32],
-    sums16: &'a mut [i16],
-    sums32: &'a mut [i16],
-}
+/// Where codes and their sums go.
+type Parts<'a> = ((&'a mut [i8], &'a mut [i16]), &'a mut [i16]);
 
 /// The parts, as the products read them.
 #[derive(Clone, Copy)]
@@ -121,59 +124,49 @@ pub(crate) struct View<'a> {
     pub(crate) sums32: &'a [i16],
 }
 
-for_each_family!(fn quantise_row = quantise_supers(
-    floats: &[f32], codes: &mut [i8], scales: &mut [f32], sums16: &mut [i16], sums32: &mut [i16],
+for_each_family!(fn quantise_super = quantise(
+    floats: &[f32], codes: &mut [i8], scale: &mut f32, sums16: &mut [i16], sums32: &mut [i16],
 ));
 
 #[inline(always)]
-unsafe fn quantise_supers<V: Vector>(
+unsafe fn quantise<V: Vector>(
     floats: &[f32],
     codes: &mut [i8],
-    scales: &mut [f32],
+    scale: &mut f32,
     sums16: &mut [i16],
     sums32: &mut [i16],
 ) {
-    const ELEMENTS: usize = SUPER * BLOCK_INPUTS;
-    for (index, (floats, scale)) in floats.chunks(ELEMENTS).zip(scales.iter_mut()).enumerate() {
-        let (chunks, _) = floats.as_chunks::<LANES>();
-        let codes = &mut codes[index * ELEMENTS..][..floats.len()];
-        // SAFETY: chunks of 16 elements, and as many codes.
-        unsafe {
-            let zero = V::splat(0.0);
-            let (mut most, mut odd) = (zero, zero);
-            for chunk in chunks {
-                let x = V::load(chunk.as_ptr());
-                most = x.abs().max(most);
-                // Zero, unless x is infinite or no number.
-                odd = x.fma(zero, odd);
-            }
-            let most = largest(most);
-            let odd = crate::math::total(odd);
-            let (by, unit) = match (odd.is_nan(), most < SMALLEST) {
-                (true, _) => (0.0, f32::NAN),
-                (false, true) => (0.0, 0.0),
-                (false, false) => (127.0 / most, most / 127.0),
-            };
-            *scale = unit;
-            let by = V::splat(by);
-            for (place, chunk) in chunks.iter().enumerate() {
-                let rounded = if odd.is_nan() { zero.ints() } else { V::load(chunk.as_ptr()).mul(by).round().ints() };
-                V::store_i8(rounded, codes.as_mut_ptr().add(place * LANES));
-                let mut whole = [0_i32; LANES];
-                V::store_ints(rounded, whole.as_mut_ptr());
-                let mut sum = 0;
-                for code in whole {
-                    sum += code;
-                }
-                let at = index * (2 * SUPER) + place;
-                sums16[at] = sum as i16;
-                if place % 2 == 0 {
-                    sums32[at / 2] = sum as i16;
-                } else {
-                    sums32[at / 2] += sum as i16;
-                }
-            }
+    let (chunks, _) = floats.as_chunks::<LANES>();
+    assert!(codes.len() == chunks.len() * LANES && sums16.len() == chunks.len(), "room for every code");
+    // SAFETY: chunks of 16 elements, and as many codes.
+    unsafe {
+        let zero = V::splat(0.0);
+        let (mut most, mut odd) = (zero, zero);
+        for chunk in chunks {
+            let x = V::load(chunk.as_ptr());
+            most = x.abs().max(most);
+            // Zero, unless x is infinite or no number.
+            odd = x.fma(zero, odd);
         }
+        let most = largest(most);
+        let odd = crate::math::total(odd);
+        let (by, unit) = match (odd.is_nan(), most < SMALLEST) {
+            (true, _) => (0.0, f32::NAN),
+            (false, true) => (0.0, 0.0),
+            (false, false) => (127.0 / most, most / 127.0),
+        };
+        *scale = unit;
+        let by = V::splat(by);
+        for (place, chunk) in chunks.iter().enumerate() {
+            let rounded = if odd.is_nan() { zero.ints() } else { V::load(chunk.as_ptr()).mul(by).round().ints() };
+            V::store_i8(rounded, codes.as_mut_ptr().add(place * LANES));
+        }
+    }
+    for (sum, codes) in sums16.iter_mut().zip(codes.as_chunks::<LANES>().0) {
+        *sum = codes.iter().map(|&code| i16::from(code)).sum();
+    }
+    for (sum, halves) in sums32.iter_mut().zip(sums16.as_chunks::<2>().0) {
+        *sum = halves[0] + halves[1];
     }
 }
 
@@ -198,7 +191,9 @@ impl Drop for Activations {
     }
 }
 
-/// Rows from which handing some to other threads costs less than it saves.
-const ROWS_FOR_THREADS: usize = 16;
+/// Inputs that share a scale.
+const SUPER_INPUTS: usize = SUPER * BLOCK_INPUTS;
+/// So many are quantised on one thread: less work is not worth handing over.
+const SUPERS_OF_A_TASK: usize = 64;
 /// Below this the factor to 127 is no finite number.
 const SMALLEST: f32 = f32::MIN_POSITIVE * 256.0;

@@ -153,10 +153,10 @@ impl Vector for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn store_ints(ints: Pair, to: *mut i32) {
+    unsafe fn store_bytes(bytes: Pair, to: *mut u8) {
         unsafe {
-            _mm256_storeu_si256(to.cast(), ints.0);
-            _mm256_storeu_si256(to.add(8).cast(), ints.1);
+            _mm256_storeu_si256(to.cast(), bytes.0);
+            _mm256_storeu_si256(to.add(32).cast(), bytes.1);
         }
     }
     #[inline(always)]
@@ -252,5 +252,9 @@ impl Vector for Avx2 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_near(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }

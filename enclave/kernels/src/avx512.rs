@@ -107,8 +107,8 @@ impl Vector for Avx512 {
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(ints)) }
     }
     #[inline(always)]
-    unsafe fn store_ints(ints: __m512i, to: *mut i32) {
-        unsafe { _mm512_storeu_si512(to.cast(), ints) }
+    unsafe fn store_bytes(bytes: __m512i, to: *mut u8) {
+        unsafe { _mm512_storeu_si512(to.cast(), bytes) }
     }
     #[inline(always)]
     unsafe fn load_bytes(from: *const u8) -> __m512i {
@@ -159,5 +159,9 @@ impl Vector for Avx512 {
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_near(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }

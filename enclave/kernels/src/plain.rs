@@ -124,9 +124,9 @@ impl Vector for Plain {
         unsafe { to.cast::<[i8; 16]>().write_unaligned(bytes) }
     }
     #[inline(always)]
-    unsafe fn store_ints(ints: [i32; 16], to: *mut i32) {
-        // SAFETY: the caller's pointer is valid for 16 elements.
-        unsafe { to.cast::<[i32; 16]>().write_unaligned(ints) }
+    unsafe fn store_bytes(bytes: [u8; 64], to: *mut u8) {
+        // SAFETY: the caller's pointer is valid for 64 bytes.
+        unsafe { to.cast::<[u8; 64]>().write_unaligned(bytes) }
     }
     #[inline(always)]
     unsafe fn load_bytes(from: *const u8) -> [u8; 64] {
@@ -190,4 +190,6 @@ impl Vector for Plain {
     }
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
+    unsafe fn prefetch_near(_: *const u8) {}
 }

@@ -1,9 +1,13 @@
 //! Products of activations with packed weights.
 
 mod block;
+mod rows;
+mod wide;
 
 use block::block;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
+use wide::{Area, Room};
+use zeroize::Zeroize;
 
 use crate::Family;
 use crate::activations::{Activations, View};
@@ -105,23 +109,60 @@ impl Job {
             Family::NeonDotprod | Family::NeonI8mm => (4, 1),
             Family::Plain => (1, 1),
         };
+        let mut room = None;
         // So many rows stay in the cache of the core while all tiles go by.
-        for from in (0..self.rows).step_by(ROWS_IN_CACHE) {
-            let count = ROWS_IN_CACHE.min(self.rows - from);
-            let groups = count.div_ceil(rows_of_block);
-            let mut tile = first;
-            while tile < end {
+        for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
+            let rows = ROWS_IN_CACHE.min(self.rows - row);
+            let groups = rows.div_ceil(rows_of_block);
+            let is_wide = self.format.is_quantised() && groups > 2;
+            for tile in (first..end).step_by(tiles_of_block) {
                 let tiles = tiles_of_block.min(end - tile);
-                let mut row = from;
+                if is_wide {
+                    let area = Area { row, rows, tile, goes_on: end - tile >= 2 * tiles_of_block };
+                    // SAFETY: rows and tiles are within the job, and the processor has the family (`multiply` checked).
+                    unsafe { self.area(family, area, tiles, room.get_or_insert_with(Room::new)) };
+                    continue;
+                }
+                let mut done = 0;
                 for group in 0..groups {
                     // As even as it goes: 8 rows are 4 and 4.
-                    let rows = (from + count - row).div_ceil(groups - group);
-                    // SAFETY: rows and tiles are within the job, and the processor has the family (`multiply` checked).
-                    unsafe { self.block(family, Place { row, rows, tile, tiles, prefetch: group == 0 }) };
-                    row += rows;
+                    let some = (rows - done).div_ceil(groups - group);
+                    let place = Place { row: row + done, rows: some, tile, tiles, prefetch: group == 0 };
+                    // SAFETY: as above.
+                    unsafe { self.block(family, place) };
+                    done += some;
                 }
-                tile += tiles;
             }
+        }
+        room.zeroize();
+    }
+
+    /// # Safety
+    /// The area must be within the job, with `tiles` tiles; the format must be quantised, and the processor must have the family.
+    unsafe fn area(&self, family: Family, area: Area, tiles: usize, room: &mut Room) {
+        macro_rules! with_format {
+            ($function:ident, $rows:literal, $tiles:literal) => {
+                // SAFETY: as the caller's.
+                unsafe {
+                    match self.format {
+                        Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, area, room),
+                        Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, area, room),
+                        Format::Q4K => $function::<Q4K, $rows, $tiles>(self, area, room),
+                        Format::Q5K => $function::<Q5K, $rows, $tiles>(self, area, room),
+                        Format::Q6K => $function::<Q6K, $rows, $tiles>(self, area, room),
+                        Format::F32 | Format::F16 | Format::Bf16 => {}
+                    }
+                }
+            };
+        }
+        match (family, tiles) {
+            #[cfg(target_arch = "x86_64")]
+            (Family::Avx512Vnni, 2) => with_format!(wide_avx512, 6, 2),
+            #[cfg(target_arch = "x86_64")]
+            (Family::Avx512Vnni, _) => with_format!(wide_avx512, 6, 1),
+            #[cfg(target_arch = "x86_64")]
+            (Family::Avx2, _) => with_format!(wide_avx2, 3, 1),
+            _ => with_format!(wide_plain, 1, 1),
         }
     }
 
@@ -259,6 +300,31 @@ unsafe fn neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(job: &Job,
 unsafe fn plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
     // SAFETY: plain Rust runs anywhere.
     unsafe { block::<crate::plain::Plain, FORMAT, M, N>(job, place) }
+}
+
+/// # Safety
+/// As [`area`](wide::area), on a processor with these instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+    // SAFETY: the instructions are enabled.
+    unsafe { wide::area::<crate::avx512::Avx512, FORMAT, M, N>(job, area, room) }
+}
+
+/// # Safety
+/// As [`area`](wide::area), on a processor with these instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn wide_avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+    // SAFETY: the instructions are enabled.
+    unsafe { wide::area::<crate::avx2::Avx2, FORMAT, M, N>(job, area, room) }
+}
+
+/// # Safety
+/// As [`area`](wide::area).
+unsafe fn wide_plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+    // SAFETY: plain Rust runs anywhere.
+    unsafe { wide::area::<crate::plain::Plain, FORMAT, M, N>(job, area, room) }
 }
 
 /// 128 rows of 2,048 codes are a quarter of the second cache of most cores. The engine's chunks of prompts are as long.

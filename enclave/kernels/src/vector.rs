@@ -47,9 +47,9 @@ pub(crate) trait Vector: Copy {
     unsafe fn load_i8(from: *const u8) -> Self::Ints;
     /// Sixteen whole numbers that an i8 holds.
     unsafe fn store_i8(ints: Self::Ints, to: *mut i8);
-    unsafe fn store_ints(ints: Self::Ints, to: *mut i32);
 
     unsafe fn load_bytes(from: *const u8) -> Self::Bytes;
+    unsafe fn store_bytes(bytes: Self::Bytes, to: *mut u8);
     unsafe fn low_nibbles(bytes: Self::Bytes) -> Self::Bytes;
     unsafe fn high_nibbles(bytes: Self::Bytes) -> Self::Bytes;
     /// Adds 16 where the mask of 64 bits has a one.
@@ -64,8 +64,10 @@ pub(crate) trait Vector: Copy {
     unsafe fn dot_full(sum: Self::Ints, codes: Self::Bytes, activations: i32) -> Self::Ints;
     /// Adds to each lane its two u8, of 32, times the two i16 of `pair`.
     unsafe fn dot_pairs(sum: Self::Ints, pairs: *const u8, pair: i32) -> Self::Ints;
-    /// Asks for the line of the cache at `at`, which may lie anywhere.
+    /// Asks for the line at `at`, which may lie anywhere, to be in the second cache.
     unsafe fn prefetch(at: *const u8);
+    /// The same, in the first one.
+    unsafe fn prefetch_near(at: *const u8);
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A few rows times one or two tiles: what the processor spends its time in.
 
+use super::rows::QuantisedRows;
 use super::{BF16, F16, F32, Job, Place, Q4_0, Q4K, Q5K, Q8_0};
 use crate::format::{Format, K_HEAD, Q6_HEAD};
 use crate::vector::Vector;
@@ -23,16 +24,10 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize, const N:
         } else {
             let blocks = job.inputs / BLOCK_INPUTS;
             let supers = blocks.div_ceil(SUPER);
-            let mut rows = QuantisedRows {
-                codes: job.codes.add(place.row * job.inputs),
-                codes_stride: job.inputs,
-                sums16: job.sums16.add(place.row * blocks * 2),
-                sums32: job.sums32.add(place.row * blocks),
-                blocks,
-            };
             let mut done = 0;
             for index in 0..supers {
                 let count = SUPER.min(blocks - index * SUPER);
+                let rows = QuantisedRows::of(job, index, count, place.row);
                 let mut part = [[V::splat(0.0); N]; M];
                 let ahead = ahead(job, place, weights, done);
                 let size = match FORMAT {
@@ -58,7 +53,7 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize, const N:
                     }
                 };
                 for row in 0..M {
-                    let scale = V::splat(*job.scales.add((place.row + row) * supers + index));
+                    let scale = V::splat(rows.scale(row));
                     for tile in 0..N {
                         result[row][tile] = part[row][tile].fma(scale, result[row][tile]);
                     }
@@ -67,9 +62,6 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize, const N:
                     *weights = weights.add(size);
                 }
                 done += size;
-                rows.codes = rows.codes.add(count * BLOCK_INPUTS);
-                rows.sums16 = rows.sums16.add(count * 2);
-                rows.sums32 = rows.sums32.add(count);
             }
         }
         for row in 0..M {
@@ -85,44 +77,6 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize, const N:
                 }
             }
         }
-    }
-}
-
-/// The rows of a block at one super-block.
-#[derive(Clone, Copy)]
-struct QuantisedRows {
-    codes: *const i8,
-    codes_stride: usize,
-    sums16: *const i16,
-    sums32: *const i16,
-    blocks: usize,
-}
-
-impl QuantisedRows {
-    /// Four activations.
-    #[inline(always)]
-    unsafe fn four(&self, row: usize, input: usize) -> i32 {
-        // SAFETY: the caller's row has so many activations.
-        unsafe { self.codes.add(row * self.codes_stride + input).cast::<i32>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn sum16(&self, row: usize, half: usize) -> i32 {
-        // SAFETY: the caller's row has so many halves of blocks.
-        i32::from(unsafe { *self.sums16.add(row * self.blocks * 2 + half) })
-    }
-
-    #[inline(always)]
-    unsafe fn sum32(&self, row: usize, block: usize) -> i32 {
-        // SAFETY: the caller's row has so many blocks.
-        i32::from(unsafe { *self.sums32.add(row * self.blocks + block) })
-    }
-
-    /// The sums of two blocks, as two i16.
-    #[inline(always)]
-    unsafe fn sum_pair(&self, row: usize, block: usize) -> i32 {
-        // SAFETY: the caller's row has so many blocks, and one more.
-        unsafe { self.sums32.add(row * self.blocks + block).cast::<i32>().read_unaligned() }
     }
 }
 
@@ -212,9 +166,8 @@ unsafe fn nibbles<V: Vector, const M: usize, const N: usize>(
             }
             if let Some(fifth) = fifth {
                 for tile in 0..N {
-                    let mask = |group: usize| fifth[tile].add(group * 8).cast::<u64>().read_unaligned();
-                    low[tile] = V::fifth_bits(low[tile], mask(group));
-                    high[tile] = V::fifth_bits(high[tile], mask(group + 4));
+                    low[tile] = fifth_bits::<V>(low[tile], fifth[tile], group);
+                    high[tile] = fifth_bits::<V>(high[tile], fifth[tile], group + 4);
                 }
             }
             for row in 0..M {
@@ -364,10 +317,7 @@ unsafe fn q6_group<V: Vector, const GROUP: u32, const M: usize, const N: usize>(
         let mut low_codes = [V::load_bytes(weights[0]); N];
         let mut high_codes = low_codes;
         for tile in 0..N {
-            let both = V::load_bytes(weights[tile].add(low + group * 64));
-            let (bits, more) = (V::load_bytes(weights[tile].add(high)), V::load_bytes(weights[tile].add(high + 64)));
-            low_codes[tile] = V::high_bits::<GROUP>(V::low_nibbles(both), bits);
-            high_codes[tile] = V::high_bits::<GROUP>(V::high_nibbles(both), more);
+            (low_codes[tile], high_codes[tile]) = six_bits::<V, GROUP>(weights[tile].add(low), weights[tile].add(high));
         }
         for row in 0..M {
             let four = rows.four(row, input + group * 4);
@@ -379,6 +329,32 @@ unsafe fn q6_group<V: Vector, const GROUP: u32, const M: usize, const N: usize>(
                 second[row][tile] = V::dot(second[row][tile], high_codes[tile], four);
             }
         }
+    }
+}
+
+/// Adds to the nibbles of a group the fifth bits, of a block that has 8 masks.
+///
+/// # Safety
+/// `masks` must be those of a block.
+#[inline(always)]
+pub(super) unsafe fn fifth_bits<V: Vector>(nibbles: V::Bytes, masks: *const u8, group: usize) -> V::Bytes {
+    // SAFETY: as the caller's.
+    unsafe { V::fifth_bits(nibbles, masks.add(group * 8).cast::<u64>().read_unaligned()) }
+}
+
+/// The codes of groups `GROUP` and `GROUP + 4` of a block.
+///
+/// # Safety
+/// `low` must be the 256 bytes of a block's nibbles, `high` its 128 bytes of high bits.
+#[inline(always)]
+pub(super) unsafe fn six_bits<V: Vector, const GROUP: u32>(low: *const u8, high: *const u8) -> (V::Bytes, V::Bytes) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let both = V::load_bytes(low.add(GROUP as usize * 64));
+        (
+            V::high_bits::<GROUP>(V::low_nibbles(both), V::load_bytes(high)),
+            V::high_bits::<GROUP>(V::high_nibbles(both), V::load_bytes(high.add(64))),
+        )
     }
 }
 

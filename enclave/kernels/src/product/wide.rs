@@ -1,0 +1,274 @@
+//! Many rows times one or two tiles: weights are unpacked once for all rows, so that the multipliers have nothing to wait for.
+//!
+//! What a row gets is, bit for bit, what [`block`](super::block) computes for it.
+
+use zeroize::Zeroize;
+
+use super::block::{fifth_bits, six_bits};
+use super::rows::QuantisedRows;
+use super::{Job, Q4_0, Q4K, Q5K, Q6K, Q8_0, ROWS_IN_CACHE};
+use crate::format::{Format, K_HEAD, Q6_HEAD};
+use crate::vector::Vector;
+use crate::{BLOCK_INPUTS, LANES, SUPER};
+
+/// Rows and tiles.
+#[derive(Clone, Copy)]
+pub(super) struct Area {
+    pub(super) row: usize,
+    /// At most [`ROWS_IN_CACHE`].
+    pub(super) rows: usize,
+    pub(super) tile: usize,
+    /// Whether the tiles after these come next.
+    pub(super) goes_on: bool,
+}
+
+/// What is at hand while an area is computed: it fits the first cache of a core.
+#[repr(C, align(64))]
+#[derive(Zeroize)]
+pub(super) struct Room {
+    /// A super-block of two tiles as codes of 8 bits.
+    codes: [[u8; SUPER_CODES]; 2],
+    /// The scales that belong to them: for each block, or for each half of one.
+    scales: [[f32; 2 * SUPER * LANES]; 2],
+    results: [[[f32; LANES]; 2]; ROWS_IN_CACHE],
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self {
+            codes: [[0; SUPER_CODES]; 2],
+            scales: [[0.0; 2 * SUPER * LANES]; 2],
+            results: [[[0.0; LANES]; 2]; ROWS_IN_CACHE],
+        }
+    }
+}
+
+/// All rows of an area times `N` tiles, at most `M` rows at a time.
+///
+/// # Safety
+/// The area must be within `job`, with `N` tiles, and the format must be `FORMAT`, which is quantised.
+#[inline(always)]
+pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
+    job: &Job,
+    area: Area,
+    room: &mut Room,
+) {
+    // SAFETY: offsets are those of the format, within tiles and rows that the job has.
+    unsafe {
+        let blocks = job.inputs / BLOCK_INPUTS;
+        let supers = blocks.div_ceil(SUPER);
+        // As even as it goes: the first ones have one more than the last.
+        let groups = area.rows.div_ceil(M);
+        let (least, larger) = (area.rows / groups, area.rows % groups);
+        room.results[..area.rows].fill([[0.0; LANES]; 2]);
+        let mut weights = [job.weights; N];
+        for (index, weights) in weights.iter_mut().enumerate() {
+            *weights = job.weights.add((area.tile + index) * job.tile_bytes);
+        }
+        for index in 0..supers {
+            let count = SUPER.min(blocks - index * SUPER);
+            let bytes = job.format.super_bytes(count);
+            for tile in 0..N {
+                unpack::<V, FORMAT>(weights[tile], count, &mut room.codes[tile], &mut room.scales[tile]);
+            }
+            // What comes next is asked for in time, a share of it with each group of rows.
+            let share = if area.goes_on { bytes.div_ceil(groups).next_multiple_of(64) } else { 0 };
+            let mut next = [weights[0].wrapping_add(N * job.tile_bytes); N];
+            for tile in 1..N {
+                next[tile] = weights[tile].wrapping_add(N * job.tile_bytes);
+            }
+            let mut first = 0;
+            for group in 0..groups {
+                let rows = least + usize::from(group < larger);
+                for next in &mut next {
+                    for line in (0..share).step_by(64) {
+                        V::prefetch(next.wrapping_add(line));
+                    }
+                    *next = next.wrapping_add(share);
+                }
+                if index + 1 == supers {
+                    for row in area.row + first..area.row + first + rows {
+                        for tile in 0..N {
+                            let out = job.out.wrapping_add(row * job.outputs + (area.tile + tile) * LANES);
+                            V::prefetch_near(out.cast());
+                        }
+                    }
+                }
+                let quantised = QuantisedRows::of(job, index, count, area.row + first);
+                let results = room.results.as_mut_ptr().add(first).cast();
+                macro_rules! with_rows {
+                    ($($rows:literal)*) => {
+                        match rows {
+                            $($rows if $rows <= M => {
+                                some::<V, FORMAT, $rows, N>(weights, count, quantised, &room.codes, &room.scales, results);
+                            })*
+                            _ => {}
+                        }
+                    };
+                }
+                with_rows!(1 2 3 4 5 6);
+                first += rows;
+            }
+            for weights in &mut weights {
+                *weights = weights.add(bytes);
+            }
+        }
+        for row in 0..area.rows {
+            for tile in 0..N {
+                let column = (area.tile + tile) * LANES;
+                let out = job.out.add((area.row + row) * job.outputs + column);
+                let result = room.results[row][tile].as_ptr();
+                if column + LANES <= job.outputs {
+                    V::load(result).store(out);
+                } else {
+                    std::ptr::copy_nonoverlapping(result, out, job.outputs - column);
+                }
+            }
+        }
+    }
+}
+
+/// A super-block of `count` blocks as codes of 8 bits, group by group of four inputs, and scales as f32.
+#[inline(always)]
+unsafe fn unpack<V: Vector, const FORMAT: u8>(
+    tile: *const u8,
+    count: usize,
+    codes: &mut [u8; SUPER_CODES],
+    scales: &mut [f32; 2 * SUPER * LANES],
+) {
+    // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
+    unsafe {
+        let (codes, scales) = (codes.as_mut_ptr(), scales.as_mut_ptr());
+        for index in 0..count {
+            let put = |group: usize, bytes: V::Bytes| V::store_bytes(bytes, codes.add((index * 8 + group) * 64));
+            let scale = scales.add(index * LANES);
+            if FORMAT == Q8_0 {
+                V::load_f16(tile.add(index * 32)).store(scale);
+                for group in 0..8 {
+                    put(group, V::load_bytes(tile.add(count * 32 + index * 512 + group * 64)));
+                }
+            } else if FORMAT == Q6K {
+                for half in [2 * index, 2 * index + 1] {
+                    V::floats(V::load_i8(tile.add(64 + half * LANES))).store(scales.add(half * LANES));
+                }
+                let (low, high) = (tile.add(Q6_HEAD + index * 256), tile.add(Q6_HEAD + SUPER * 256 + index * 128));
+                for group in 0..4 {
+                    let (first, second) = match group {
+                        0 => six_bits::<V, 0>(low, high),
+                        1 => six_bits::<V, 1>(low, high),
+                        2 => six_bits::<V, 2>(low, high),
+                        _ => six_bits::<V, 3>(low, high),
+                    };
+                    put(group, first);
+                    put(group + 4, second);
+                }
+            } else {
+                let nibbles = if FORMAT == Q4_0 {
+                    V::load_f16(tile.add(index * 32)).store(scale);
+                    tile.add(count * 32 + index * 256)
+                } else {
+                    V::floats(V::load_u8(tile.add(64 + index * LANES))).store(scale);
+                    tile.add(K_HEAD + index * 256)
+                };
+                for group in 0..4 {
+                    let both = V::load_bytes(nibbles.add(group * 64));
+                    let (mut first, mut second) = (V::low_nibbles(both), V::high_nibbles(both));
+                    if FORMAT == Q5K {
+                        let masks = tile.add(K_HEAD + SUPER * 256 + index * 64);
+                        first = fifth_bits::<V>(first, masks, group);
+                        second = fifth_bits::<V>(second, masks, group + 4);
+                    }
+                    put(group, first);
+                    put(group + 4, second);
+                }
+            }
+        }
+    }
+}
+
+/// `M` rows times the super-block that is unpacked; added to their results.
+#[inline(always)]
+unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
+    weights: [*const u8; N],
+    count: usize,
+    rows: QuantisedRows,
+    codes: &[[u8; SUPER_CODES]; 2],
+    scales: &[[f32; 2 * SUPER * LANES]; 2],
+    results: *mut [[f32; LANES]; 2],
+) {
+    // SAFETY: a super-block has `count` blocks here and in the rows, and there are results of `M` rows.
+    unsafe {
+        // Groups of four inputs that share a scale.
+        let groups = if FORMAT == Q6K { 4 } else { 8 };
+        let mut part = [[V::splat(0.0); N]; M];
+        for index in 0..count * 8 / groups {
+            let mut sums = [[V::splat_int(0); N]; M];
+            for row in 0..M {
+                let start = match FORMAT {
+                    Q8_0 => V::full_start(rows.sum32(row, index)),
+                    Q4_0 => V::splat_int(-8 * rows.sum32(row, index)),
+                    Q6K => V::splat_int(-32 * rows.sum16(row, index)),
+                    _ => V::splat_int(0),
+                };
+                sums[row] = [start; N];
+            }
+            for group in index * groups..(index + 1) * groups {
+                let mut bytes = [V::load_bytes(codes[0].as_ptr().add(group * 64)); N];
+                for tile in 1..N {
+                    bytes[tile] = V::load_bytes(codes[tile].as_ptr().add(group * 64));
+                }
+                for row in 0..M {
+                    let four = rows.four(row, group * 4);
+                    for tile in 0..N {
+                        let sum = sums[row][tile];
+                        sums[row][tile] = if FORMAT == Q8_0 {
+                            V::dot_full(sum, bytes[tile], four)
+                        } else {
+                            V::dot(sum, bytes[tile], four)
+                        };
+                    }
+                }
+            }
+            for tile in 0..N {
+                let scale = V::load(scales[tile].as_ptr().add(index * LANES));
+                for row in 0..M {
+                    part[row][tile] = V::floats(sums[row][tile]).fma(scale, part[row][tile]);
+                }
+            }
+        }
+        if FORMAT == Q4K || FORMAT == Q5K {
+            let mut minima = [[V::splat_int(0); N]; M];
+            for pair in 0..SUPER / 2 {
+                for row in 0..M {
+                    let sums = rows.sum_pair(row, 2 * pair);
+                    for tile in 0..N {
+                        let at = weights[tile].add(64 + SUPER * LANES + pair * 2 * LANES);
+                        minima[row][tile] = V::dot_pairs(minima[row][tile], at, sums);
+                    }
+                }
+            }
+            for tile in 0..N {
+                let (scale, minimum) = (V::load_f16(weights[tile]), V::load_f16(weights[tile].add(32)));
+                for row in 0..M {
+                    part[row][tile] = V::floats(minima[row][tile]).fnma(minimum, part[row][tile].mul(scale));
+                }
+            }
+        } else if FORMAT == Q6K {
+            for tile in 0..N {
+                let scale = V::load_f16(weights[tile]);
+                for row in 0..M {
+                    part[row][tile] = part[row][tile].mul(scale);
+                }
+            }
+        }
+        for row in 0..M {
+            let scale = V::splat(rows.scale(row));
+            for tile in 0..N {
+                let result = results.add(row).cast::<f32>().add(tile * LANES);
+                part[row][tile].fma(scale, V::load(result)).store(result);
+            }
+        }
+    }
+}
+
+const SUPER_CODES: usize = Format::Q8_0.super_bytes(SUPER) - SUPER * 32;
