@@ -13,8 +13,8 @@ use crate::{BLOCK_INPUTS, LANES, SUPER};
 /// | `Q8_0` | `n` x 16 scales (f16); `n` x 512 codes, each plus 128 |
 /// | `Q4_0` | `n` x 16 scales (f16); `n` x 256 bytes of nibbles |
 /// | `Q4_K` | 16 scales of scales (f16); 16 of minima; 8 x 16 scales; 4 x 16 x 2 minima; 8 x 256 bytes of nibbles |
-/// | `Q5_K` | as `Q4_K`; then 8 x 8 masks of 64 fifth bits |
-/// | `Q6_K` | 16 scales of scales (f16), 32 bytes unused; 16 x 16 scales (i8); 8 x 256 bytes of nibbles; 8 x 128 of high bits |
+/// | `Q5_K` | as `Q4_K`, but 8 x (256 bytes of nibbles; 8 masks of 64 fifth bits) |
+/// | `Q6_K` | 16 scales of scales (f16), 32 bytes unused; 16 x 16 scales (i8); 8 x (256 bytes of nibbles; 128 of high bits) |
 ///
 /// Codes of a block lie as 8 groups of 4 inputs; a group holds 4 codes of each of 16 outputs: 64 bytes, one vector, of which an
 /// instruction multiplies each four with the same four activations. A byte of nibbles holds the codes of group `g` (low) and

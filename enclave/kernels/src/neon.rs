@@ -178,8 +178,8 @@ impl<const I8MM: bool> Vector for Neon<I8MM> {
         }
     }
     #[inline(always)]
-    unsafe fn store_ints(ints: Ints, to: *mut i32) {
-        unsafe { each!(i => vst1q_s32(to.add(4 * i), ints.0[i])) };
+    unsafe fn store_bytes(bytes: Bytes, to: *mut u8) {
+        unsafe { each!(i => vst1q_u8(to.add(16 * i), bytes.0[i])) };
     }
     #[inline(always)]
     unsafe fn load_bytes(from: *const u8) -> Bytes {
@@ -263,6 +263,11 @@ impl<const I8MM: bool> Vector for Neon<I8MM> {
     unsafe fn prefetch(at: *const u8) {
         // A number: nothing is read that the program could tell.
         unsafe { asm!("prfm pldl2keep, [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags)) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_near(at: *const u8) {
+        // As above.
+        unsafe { asm!("prfm pldl1keep, [{at}]", at = in(reg) at.addr(), options(nomem, nostack, preserves_flags)) }
     }
 }
 

@@ -58,11 +58,11 @@ fn super_block(format: Format, row: &[u8], count: usize, lane: usize, tile: &mut
             for index in 0..SUPER {
                 let codes = codes_q6(row, index);
                 for (input, code) in codes.iter().enumerate() {
-                    nibble(&mut tile[Q6_HEAD + index * 256..][..256], input, lane, code & 15);
+                    let block = &mut tile[Q6_HEAD + index * (256 + 128)..][..256 + 128];
+                    nibble(&mut block[..256], input, lane, code & 15);
                     // Group g has its two bits in byte vector g / 4, at bit 2 (g % 4).
                     let (group, high) = (input / 4, code >> 4);
-                    let at = Q6_HEAD + SUPER * 256 + index * 128 + group / 4 * 64 + lane * 4 + input % 4;
-                    tile[at] |= high << (group % 4 * 2);
+                    block[256 + group / 4 * 64 + lane * 4 + input % 4] |= high << (group % 4 * 2);
                 }
             }
         }
@@ -78,12 +78,14 @@ fn k_block(format: Format, row: &[u8], lane: usize, tile: &mut [u8]) {
         tile[64 + index * LANES + lane] = factor;
         // Minima of two blocks side by side: they are multiplied in pairs.
         tile[64 + SUPER * LANES + (index / 2 * LANES + lane) * 2 + index % 2] = minimum;
-        let codes = if format == Format::Q4K { codes_q4(row, index) } else { codes_q5(row, index) };
+        let (codes, size) =
+            if format == Format::Q4K { (codes_q4(row, index), 256) } else { (codes_q5(row, index), 256 + 64) };
+        let block = &mut tile[K_HEAD + index * size..][..size];
         for (input, code) in codes.iter().enumerate() {
-            nibble(&mut tile[K_HEAD + index * 256..][..256], input, lane, code & 15);
+            nibble(&mut block[..256], input, lane, code & 15);
             if code & 16 != 0 {
                 let bit = lane * 4 + input % 4;
-                tile[K_HEAD + SUPER * 256 + index * 64 + input / 4 * 8 + bit / 8] |= 1 << (bit % 8);
+                block[256 + input / 4 * 8 + bit / 8] |= 1 << (bit % 8);
             }
         }
     }
@@ -183,25 +185,27 @@ pub(crate) fn unpack_row(format: Format, tile: &[u8], inputs: usize, lane: usize
 
 /// The codes of one block of one output.
 pub(crate) fn codes(format: Format, tile: &[u8], count: usize, index: usize, lane: usize) -> [u8; BLOCK_INPUTS] {
-    let nibbles = |from: usize, input: usize| {
-        let group = input / 4;
-        let byte = tile[from + index * 256 + (group % 4 * LANES + lane) * 4 + input % 4];
-        if group < 4 { byte & 15 } else { byte >> 4 }
+    let (head, size) = match format {
+        Format::Q8_0 => (count * 32, 512),
+        Format::Q4_0 => (count * 32, 256),
+        Format::Q4K => (K_HEAD, 256),
+        Format::Q5K => (K_HEAD, 256 + 64),
+        Format::Q6K => (Q6_HEAD, 256 + 128),
+        Format::F32 | Format::F16 | Format::Bf16 => return [0; BLOCK_INPUTS],
     };
-    std::array::from_fn(|input| match format {
-        Format::Q8_0 => tile[count * 32 + index * 512 + (input / 4 * LANES + lane) * 4 + input % 4],
-        Format::Q4_0 => nibbles(count * 32, input),
-        Format::Q4K => nibbles(K_HEAD, input),
-        Format::Q5K => {
-            let bit = lane * 4 + input % 4;
-            let byte = tile[K_HEAD + SUPER * 256 + index * 64 + input / 4 * 8 + bit / 8];
-            nibbles(K_HEAD, input) | (byte >> (bit % 8) & 1) << 4
+    let block = &tile[head + index * size..][..size];
+    std::array::from_fn(|input| {
+        // Of four inputs and 16 outputs, and of which output and input in them.
+        let (group, at) = (input / 4, lane * 4 + input % 4);
+        if format == Format::Q8_0 {
+            return block[group * 64 + at];
         }
-        Format::Q6K => {
-            let group = input / 4;
-            let byte = tile[Q6_HEAD + SUPER * 256 + index * 128 + group / 4 * 64 + lane * 4 + input % 4];
-            nibbles(Q6_HEAD, input) | (byte >> (group % 4 * 2) & 3) << 4
+        let byte = block[group % 4 * 64 + at];
+        let nibble = if group < 4 { byte & 15 } else { byte >> 4 };
+        match format {
+            Format::Q5K => nibble | (block[256 + group * 8 + at / 8] >> (at % 8) & 1) << 4,
+            Format::Q6K => nibble | (block[256 + group / 4 * 64 + at] >> (group % 4 * 2) & 3) << 4,
+            _ => nibble,
         }
-        Format::F32 | Format::F16 | Format::Bf16 => 0,
     })
 }

@@ -103,38 +103,32 @@ impl Job {
 
     /// Computes the columns of tiles `first` to `end`.
     fn run(&self, family: Family, first: usize, end: usize) {
-        let (rows_of_block, tiles_of_block) = match family {
-            Family::Avx512Vnni => (6, 2),
+        let (few, tiles_of_area) = match family {
+            Family::Avx512Vnni => (12, 2),
             Family::Avx2 => (3, 1),
             Family::NeonDotprod | Family::NeonI8mm => (4, 1),
             Family::Plain => (1, 1),
         };
-        let mut room = None;
-        // So many rows stay in the cache of the core while all tiles go by.
-        for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
-            let rows = ROWS_IN_CACHE.min(self.rows - row);
-            let groups = rows.div_ceil(rows_of_block);
-            let is_wide = self.format.is_quantised() && groups > 2;
-            for tile in (first..end).step_by(tiles_of_block) {
-                let tiles = tiles_of_block.min(end - tile);
-                if is_wide {
-                    let area = Area { row, rows, tile, goes_on: end - tile >= 2 * tiles_of_block };
+        if self.rows > few && self.format.is_quantised() {
+            let mut room = Room::new();
+            // So many rows stay in the cache of the core while all tiles go by.
+            for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
+                let rows = ROWS_IN_CACHE.min(self.rows - row);
+                for tile in (first..end).step_by(tiles_of_area) {
+                    let area = Area { row, rows, tile, goes_on: end - tile >= 2 * tiles_of_area };
                     // SAFETY: rows and tiles are within the job, and the processor has the family (`multiply` checked).
-                    unsafe { self.area(family, area, tiles, room.get_or_insert_with(Room::new)) };
-                    continue;
-                }
-                let mut done = 0;
-                for group in 0..groups {
-                    // As even as it goes: 8 rows are 4 and 4.
-                    let some = (rows - done).div_ceil(groups - group);
-                    let place = Place { row: row + done, rows: some, tile, tiles, prefetch: group == 0 };
-                    // SAFETY: as above.
-                    unsafe { self.block(family, place) };
-                    done += some;
+                    unsafe { self.area(family, area, tiles_of_area.min(end - tile), &mut room) };
                 }
             }
+            room.zeroize();
+            return;
         }
-        room.zeroize();
+        for tile in first..end {
+            for row in (0..self.rows).step_by(few) {
+                // SAFETY: as above.
+                unsafe { self.block(family, Place { row, rows: few.min(self.rows - row), tile }) };
+            }
+        }
     }
 
     /// # Safety
@@ -162,6 +156,10 @@ impl Job {
             (Family::Avx512Vnni, _) => with_format!(wide_avx512, 6, 1),
             #[cfg(target_arch = "x86_64")]
             (Family::Avx2, _) => with_format!(wide_avx2, 3, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonDotprod, _) => with_format!(wide_neon_dotprod, 4, 1),
+            #[cfg(target_arch = "aarch64")]
+            (Family::NeonI8mm, _) => with_format!(wide_neon_i8mm, 4, 1),
             _ => with_format!(wide_plain, 1, 1),
         }
     }
@@ -170,70 +168,40 @@ impl Job {
     /// The place must be within the job, and the processor must have the family.
     unsafe fn block(&self, family: Family, place: Place) {
         macro_rules! with_format {
-            ($function:ident, $rows:literal, $tiles:literal) => {
+            ($function:ident, $rows:literal) => {
                 // SAFETY: as the caller's.
                 unsafe {
                     match self.format {
-                        Format::F32 => $function::<F32, $rows, $tiles>(self, place),
-                        Format::F16 => $function::<F16, $rows, $tiles>(self, place),
-                        Format::Bf16 => $function::<BF16, $rows, $tiles>(self, place),
-                        Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, place),
-                        Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, place),
-                        Format::Q4K => $function::<Q4K, $rows, $tiles>(self, place),
-                        Format::Q5K => $function::<Q5K, $rows, $tiles>(self, place),
-                        Format::Q6K => $function::<Q6K, $rows, $tiles>(self, place),
+                        Format::F32 => $function::<F32, $rows>(self, place),
+                        Format::F16 => $function::<F16, $rows>(self, place),
+                        Format::Bf16 => $function::<BF16, $rows>(self, place),
+                        Format::Q8_0 => $function::<Q8_0, $rows>(self, place),
+                        Format::Q4_0 => $function::<Q4_0, $rows>(self, place),
+                        Format::Q4K => $function::<Q4K, $rows>(self, place),
+                        Format::Q5K => $function::<Q5K, $rows>(self, place),
+                        Format::Q6K => $function::<Q6K, $rows>(self, place),
                     }
                 }
             };
         }
-        match (family, place.rows, place.tiles) {
+        macro_rules! with_rows {
+            ($function:ident: $($rows:literal)*) => {
+                match place.rows {
+                    $($rows => with_format!($function, $rows),)*
+                    _ => {}
+                }
+            };
+        }
+        match family {
             #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 1, 1) => with_format!(avx512, 1, 1),
+            Family::Avx512Vnni => with_rows!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12),
             #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 2, 1) => with_format!(avx512, 2, 1),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 3, 1) => with_format!(avx512, 3, 1),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 4, 1) => with_format!(avx512, 4, 1),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 5, 1) => with_format!(avx512, 5, 1),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 6, 1) => with_format!(avx512, 6, 1),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 1, 2) => with_format!(avx512, 1, 2),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 2, 2) => with_format!(avx512, 2, 2),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 3, 2) => with_format!(avx512, 3, 2),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 4, 2) => with_format!(avx512, 4, 2),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 5, 2) => with_format!(avx512, 5, 2),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Vnni, 6, 2) => with_format!(avx512, 6, 2),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx2, 1, 1) => with_format!(avx2, 1, 1),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx2, 2, 1) => with_format!(avx2, 2, 1),
-            #[cfg(target_arch = "x86_64")]
-            (Family::Avx2, 3, 1) => with_format!(avx2, 3, 1),
+            Family::Avx2 => with_rows!(avx2: 1 2 3),
             #[cfg(target_arch = "aarch64")]
-            (Family::NeonDotprod, 1, 1) => with_format!(neon_dotprod, 1, 1),
+            Family::NeonDotprod => with_rows!(neon_dotprod: 1 2 3 4),
             #[cfg(target_arch = "aarch64")]
-            (Family::NeonDotprod, 2, 1) => with_format!(neon_dotprod, 2, 1),
-            #[cfg(target_arch = "aarch64")]
-            (Family::NeonDotprod, 3, 1) => with_format!(neon_dotprod, 3, 1),
-            #[cfg(target_arch = "aarch64")]
-            (Family::NeonDotprod, 4, 1) => with_format!(neon_dotprod, 4, 1),
-            #[cfg(target_arch = "aarch64")]
-            (Family::NeonI8mm, 1, 1) => with_format!(neon_i8mm, 1, 1),
-            #[cfg(target_arch = "aarch64")]
-            (Family::NeonI8mm, 2, 1) => with_format!(neon_i8mm, 2, 1),
-            #[cfg(target_arch = "aarch64")]
-            (Family::NeonI8mm, 3, 1) => with_format!(neon_i8mm, 3, 1),
-            #[cfg(target_arch = "aarch64")]
-            (Family::NeonI8mm, 4, 1) => with_format!(neon_i8mm, 4, 1),
-            _ => with_format!(plain, 1, 1),
+            Family::NeonI8mm => with_rows!(neon_i8mm: 1 2 3 4),
+            _ => with_rows!(plain: 1),
         }
     }
 }
@@ -244,9 +212,6 @@ struct Place {
     row: usize,
     rows: usize,
     tile: usize,
-    tiles: usize,
-    /// Whether the weights come from memory, and should be asked for in time.
-    prefetch: bool,
 }
 
 // A parameter of a function cannot be an enum.
@@ -263,43 +228,43 @@ const Q6K: u8 = 7;
 /// As [`block`], on a processor with these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
+unsafe fn avx512<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: the instructions are enabled.
-    unsafe { block::<crate::avx512::Avx512, FORMAT, M, N>(job, place) }
+    unsafe { block::<crate::avx512::Avx512, FORMAT, M>(job, place) }
 }
 
 /// # Safety
 /// As [`block`], on a processor with these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
+unsafe fn avx2<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: the instructions are enabled.
-    unsafe { block::<crate::avx2::Avx2, FORMAT, M, N>(job, place) }
+    unsafe { block::<crate::avx2::Avx2, FORMAT, M>(job, place) }
 }
 
 /// # Safety
 /// As [`block`], on a processor with these instructions.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
+unsafe fn neon_dotprod<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: the instructions are enabled.
-    unsafe { block::<crate::neon::Neon<false>, FORMAT, M, N>(job, place) }
+    unsafe { block::<crate::neon::Neon<false>, FORMAT, M>(job, place) }
 }
 
 /// # Safety
 /// As [`block`], on a processor with these instructions.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
+unsafe fn neon_i8mm<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: the instructions are enabled.
-    unsafe { block::<crate::neon::Neon<true>, FORMAT, M, N>(job, place) }
+    unsafe { block::<crate::neon::Neon<true>, FORMAT, M>(job, place) }
 }
 
 /// # Safety
 /// As [`block`].
-unsafe fn plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, place: Place) {
+unsafe fn plain<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: plain Rust runs anywhere.
-    unsafe { block::<crate::plain::Plain, FORMAT, M, N>(job, place) }
+    unsafe { block::<crate::plain::Plain, FORMAT, M>(job, place) }
 }
 
 /// # Safety
@@ -318,6 +283,24 @@ unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Jo
 unsafe fn wide_avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
     // SAFETY: the instructions are enabled.
     unsafe { wide::area::<crate::avx2::Avx2, FORMAT, M, N>(job, area, room) }
+}
+
+/// # Safety
+/// As [`area`](wide::area), on a processor with these instructions.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+unsafe fn wide_neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+    // SAFETY: the instructions are enabled.
+    unsafe { wide::area::<crate::neon::Neon<false>, FORMAT, M, N>(job, area, room) }
+}
+
+/// # Safety
+/// As [`area`](wide::area), on a processor with these instructions.
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod,i8mm")]
+unsafe fn wide_neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+    // SAFETY: the instructions are enabled.
+    unsafe { wide::area::<crate::neon::Neon<true>, FORMAT, M, N>(job, area, room) }
 }
 
 /// # Safety

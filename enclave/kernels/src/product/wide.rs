@@ -151,13 +151,13 @@ unsafe fn unpack<V: Vector, const FORMAT: u8>(
                 for half in [2 * index, 2 * index + 1] {
                     V::floats(V::load_i8(tile.add(64 + half * LANES))).store(scales.add(half * LANES));
                 }
-                let (low, high) = (tile.add(Q6_HEAD + index * 256), tile.add(Q6_HEAD + SUPER * 256 + index * 128));
+                let packed = tile.add(Q6_HEAD + index * (256 + 128));
                 for group in 0..4 {
                     let (first, second) = match group {
-                        0 => six_bits::<V, 0>(low, high),
-                        1 => six_bits::<V, 1>(low, high),
-                        2 => six_bits::<V, 2>(low, high),
-                        _ => six_bits::<V, 3>(low, high),
+                        0 => six_bits::<V, 0>(packed),
+                        1 => six_bits::<V, 1>(packed),
+                        2 => six_bits::<V, 2>(packed),
+                        _ => six_bits::<V, 3>(packed),
                     };
                     put(group, first);
                     put(group + 4, second);
@@ -168,15 +168,14 @@ unsafe fn unpack<V: Vector, const FORMAT: u8>(
                     tile.add(count * 32 + index * 256)
                 } else {
                     V::floats(V::load_u8(tile.add(64 + index * LANES))).store(scale);
-                    tile.add(K_HEAD + index * 256)
+                    tile.add(K_HEAD + index * if FORMAT == Q5K { 256 + 64 } else { 256 })
                 };
                 for group in 0..4 {
                     let both = V::load_bytes(nibbles.add(group * 64));
                     let (mut first, mut second) = (V::low_nibbles(both), V::high_nibbles(both));
                     if FORMAT == Q5K {
-                        let masks = tile.add(K_HEAD + SUPER * 256 + index * 64);
-                        first = fifth_bits::<V>(first, masks, group);
-                        second = fifth_bits::<V>(second, masks, group + 4);
+                        first = fifth_bits::<V>(first, nibbles.add(256), group);
+                        second = fifth_bits::<V>(second, nibbles.add(256), group + 4);
                     }
                     put(group, first);
                     put(group + 4, second);
