@@ -108,7 +108,7 @@ impl Model {
             speculate: sampling.speculate,
             cancel: cancel.clone(),
         });
-        let mut stream = TextStream::new(&sampling.stops);
+        let mut stream = TextStream::new(&sampling.stops, self.tokenizer.begins_with_space());
         let mut last = None;
         let mut count = 0;
         let finished = |reason, count| Finished { reason, prompt_tokens: prompt.len(), completion_tokens: count };

@@ -26,6 +26,8 @@
 /// The reader of a model's header, which the client plans by as well.
 pub use model_header::gguf;
 
+#[cfg(test)]
+mod against_transformers;
 mod decoder;
 mod engine;
 mod generate;

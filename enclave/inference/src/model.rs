@@ -342,4 +342,4 @@ pub const MAX_MESSAGES: usize = 256;
 /// Text of all messages: far more than the largest contexts hold.
 pub const MAX_CONTENT_BYTES: usize = 4 << 20;
 /// Noncharacters, "intended for process-internal use" (Unicode 16, section 23.7): texts do not contain them.
-const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
+pub(crate) const MARKS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';

@@ -7,6 +7,8 @@ use crate::sample::MAX_STOP_BYTES;
 /// The text of one answer while it is generated.
 pub(crate) struct TextStream<'a> {
     stops: &'a [Zeroizing<String>],
+    /// If nothing has come yet: a space that comes first is left out.
+    space_in_front: bool,
     /// The start of a character whose end has not come yet: at most 3 bytes.
     partial: Zeroizing<Vec<u8>>,
     /// Whole characters that may still turn out to begin a stop text.
@@ -21,15 +23,18 @@ pub(crate) struct Piece {
 }
 
 impl<'a> TextStream<'a> {
-    pub(crate) fn new(stops: &'a [Zeroizing<String>]) -> Self {
+    /// `space_in_front`: tokens bring a space in front of a text, that is not part of it.
+    pub(crate) fn new(stops: &'a [Zeroizing<String>], space_in_front: bool) -> Self {
         // With room for what will be held: a buffer that grows leaves its former self behind, not wiped.
         let (partial, held) = (Vec::with_capacity(ROOM), String::with_capacity(MAX_STOP_BYTES + ROOM));
-        Self { stops, partial: Zeroizing::new(partial), held: Zeroizing::new(held) }
+        Self { stops, space_in_front, partial: Zeroizing::new(partial), held: Zeroizing::new(held) }
     }
 
     /// Takes the bytes of a token.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Piece {
-        self.partial.extend_from_slice(bytes);
+        let text = bytes.strip_prefix(b" ").filter(|_| self.space_in_front).unwrap_or(bytes);
+        self.space_in_front &= bytes.is_empty();
+        self.partial.extend_from_slice(text);
         self.decode();
         self.release(false)
     }
@@ -109,7 +114,7 @@ mod tests {
 
     /// All pieces, and whether a stop text came.
     fn stream(stops: &[Zeroizing<String>], tokens: &[&[u8]]) -> (Vec<String>, bool) {
-        let mut stream = TextStream::new(stops);
+        let mut stream = TextStream::new(stops, false);
         let mut pieces = Vec::new();
         for token in tokens {
             let piece = stream.push(token);
@@ -126,6 +131,17 @@ mod tests {
     fn a_character_comes_out_when_its_last_byte_is_in() {
         let (pieces, _) = stream(&[], &[b"a\xE2", b"\x82", b"\xACb"]);
         assert_eq!(pieces, ["a", "", "€b", ""]);
+    }
+
+    #[test]
+    fn one_space_in_front_is_left_out() {
+        for (tokens, text) in
+            [(&[&b""[..], b" a", b" b"][..], "a b"), (&[b"  a"], " a"), (&[b" ", b" a"], " a"), (&[b"a", b" b"], "a b")]
+        {
+            let mut stream = TextStream::new(&[], true);
+            let pieces: String = tokens.iter().map(|token| stream.push(token).text.to_string()).collect();
+            assert_eq!(pieces, text);
+        }
     }
 
     #[test]

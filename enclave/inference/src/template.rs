@@ -2,13 +2,22 @@
 //! randomness, and what it writes is bounded. What it holds while it runs is not: the engine counts instructions, not
 //! bytes, and a loop that doubles a text runs out of memory before it runs out of fuel. That costs availability; the
 //! template is part of the file whose digest the operator's configuration names.
+//!
+//! It is Jinja as Hugging Face transformers has it, but for these: there is no clock (`strftime_now` is not defined:
+//! templates that ask whether it is have a date of their own, so that the same messages give the same prompt), no
+//! `generation` block, and no `%` on texts. Contents carry marks (see [`Tokenizer::mark`]), which a template sees if
+//! it counts their characters, cuts them by place or compares them as a whole.
+//!
+//! [`Tokenizer::mark`]: crate::tokenizer::Tokenizer::mark
+
+mod python;
 
 use std::fmt;
 use std::io;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Value, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, context};
+use minijinja::value::Value;
+use minijinja::{Environment, Error, ErrorKind, context};
 use thiserror::Error as ThisError;
 use zeroize::Zeroizing;
 
@@ -71,7 +80,9 @@ impl Template {
         environment.set_recursion_limit(MAX_RECURSION);
         environment.set_debug(false);
         environment.add_function("raise_exception", raise_exception);
-        environment.set_unknown_method_callback(python_method);
+        environment.add_filter("tojson", python::tojson);
+        environment.add_filter("trim", python::trim);
+        environment.set_unknown_method_callback(python::method);
         // "trim_blocks=True, lstrip_blocks=True" is how Hugging Face transformers renders chat templates.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|error| failed(&error))?);
@@ -98,6 +109,9 @@ impl Template {
             bos_token => rendering.begin,
             eos_token => rendering.end,
             add_generation_prompt => true,
+            // There are none, and transformers says so: `is not none` holds for what is not defined at all.
+            tools => (),
+            documents => (),
         };
         let room = rendering.messages.iter().map(|(_, content)| 2 * content.len() + ROOM).sum();
         let mut rendered = Bounded { text: Zeroizing::new(Vec::with_capacity(room)), full: false };
@@ -143,39 +157,6 @@ fn failed(error: &Error) -> TemplateError {
         ErrorKind::InvalidOperation if error.detail() == Some(RAISED) => TemplateError::Refused { line },
         kind => TemplateError::Failed { problem: Problem(kind), line },
     }
-}
-
-/// The methods of Python's `str` and `dict` that chat templates use, written for Jinja under Python.
-fn python_method(_: &mut State<'_, '_>, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
-    let unknown = || Error::from(ErrorKind::UnknownMethod);
-    if value.kind() == ValueKind::Map {
-        return match (method, arguments) {
-            ("get", [key]) => Ok(value.get_item(key)?),
-            ("get", [key, default]) => {
-                Ok(Some(value.get_item(key)?).filter(|item| !item.is_undefined()).unwrap_or_else(|| default.clone()))
-            }
-            _ => Err(unknown()),
-        };
-    }
-    let text = value.as_str().ok_or_else(unknown)?;
-    let first = arguments.first().and_then(Value::as_str);
-    Ok(match (method, first, arguments.len()) {
-        ("strip", None, 0) => Value::from(text.trim()),
-        ("lstrip", None, 0) => Value::from(text.trim_start()),
-        ("rstrip", None, 0) => Value::from(text.trim_end()),
-        ("strip", Some(set), 1) => Value::from(text.trim_matches(|c| set.contains(c))),
-        ("lstrip", Some(set), 1) => Value::from(text.trim_start_matches(|c| set.contains(c))),
-        ("rstrip", Some(set), 1) => Value::from(text.trim_end_matches(|c| set.contains(c))),
-        ("upper", None, 0) => Value::from(text.to_uppercase()),
-        ("lower", None, 0) => Value::from(text.to_lowercase()),
-        ("startswith", Some(start), 1) => Value::from(text.starts_with(start)),
-        ("endswith", Some(end), 1) => Value::from(text.ends_with(end)),
-        ("split", None, 0) => Value::from_iter(text.split_whitespace().map(Value::from)),
-        ("split", Some(separator), 1) if !separator.is_empty() => {
-            Value::from_iter(text.split(separator).map(Value::from))
-        }
-        _ => return Err(unknown()),
-    })
 }
 
 impl fmt::Display for Problem {

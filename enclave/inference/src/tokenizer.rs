@@ -28,6 +28,8 @@ pub(crate) struct Tokenizer {
     user_defined: Finder,
     /// Characters with which a control token begins, and ends.
     control_edges: (BTreeSet<char>, BTreeSet<char>),
+    /// User-defined tokens that the template looks for in messages.
+    tags: Vec<Box<str>>,
     begin: Option<u32>,
     add_begin: bool,
     end: Option<u32>,
@@ -60,7 +62,7 @@ pub enum TokenizerError {
     #[error("tokenizer model \"{0}\" is not supported; \"gpt2\" and \"llama\" are")]
     Model(String),
     /// The rule by which text is cut before it is encoded is not known.
-    #[error("pre-tokenizer \"{0}\" is not supported; gpt-2, llama-bpe, llama3, smollm and qwen2 are")]
+    #[error("pre-tokenizer \"{0}\" is not supported; gpt-2, llama-bpe, llama3, qwen2, smollm and tekken are")]
     PreTokenizer(String),
     /// Two lists of the vocabulary should be of one length.
     #[error("the vocabulary has {tokens} tokens, but \"{key}\" has {length} entries")]
@@ -119,7 +121,7 @@ impl Tokenizer {
         let template = header.optional_text("tokenizer.chat_template")?.unwrap_or_default();
         for (text, kind) in texts.iter().zip(&mut kinds) {
             let is_mark = text.len() > 1 && (END_TEXTS.contains(&text.as_ref()) || template.contains(text.as_ref()));
-            if is_mark && *kind == Kind::UserDefined {
+            if is_mark && *kind == Kind::UserDefined && !TAGS.contains(&text.as_ref()) {
                 *kind = Kind::Control;
             }
         }
@@ -158,8 +160,13 @@ impl Tokenizer {
             control.iter().filter_map(|(_, text)| text.chars().next()).collect(),
             control.iter().filter_map(|(_, text)| text.chars().next_back()).collect(),
         );
+        let tags = of_kind(Kind::UserDefined).map(|(_, text)| text).filter(|text| {
+            let apart = |(_, other): &(u32, &str)| are_apart(text, other);
+            TAGS.contains(text) && template.contains(text) && control.iter().all(apart)
+        });
         Ok(Self {
             encoder,
+            tags: tags.map(Box::from).collect(),
             control: Finder::new(control.iter().copied())?,
             user_defined: Finder::new(of_kind(Kind::UserDefined).filter(|(_, text)| !text.is_empty()))?,
             control_edges,
@@ -188,31 +195,55 @@ impl Tokenizer {
         self.ends.contains(&id)
     }
 
-    /// No token stands for more bytes than this.
+    /// No token stands for more bytes of a text than this.
     pub(crate) fn longest_token_bytes(&self) -> usize {
-        self.longest
+        self.longest.saturating_mul(self.stretch())
+    }
+
+    /// Whether the first space of an answer is not part of it: one is put in front of each text that is encoded.
+    pub(crate) fn begins_with_space(&self) -> bool {
+        matches!(&self.encoder, Encoder::Spm(spm) if spm.space_in_front())
+    }
+
+    fn stretch(&self) -> usize {
+        match &self.encoder {
+            Encoder::Bpe(bpe) => bpe.stretch(),
+            Encoder::Spm(_) => 1,
+        }
     }
 
     /// Writes `content`, which a user wrote, so that no control token can come of it, alone or together with what a
     /// template puts around it. [`Tokenizer::encode`] takes the `mark`s out again.
     ///
     /// A mark stands after each character with which a control token begins, before each with which one ends, and
-    /// after the first character that is not white space. So no text that contains any character of `content` is a
+    /// before the first character that is not white space. So no text that contains any character of `content` is a
     /// control token, whatever the template adds, and `trim` still trims.
+    ///
+    /// Within a tag there is no mark, so that the template finds it. As a whole it is no part of a control token.
     pub(crate) fn mark(&self, content: &str, mark: char) -> Zeroizing<String> {
         // Grown at once: a string that grows leaves its former self behind, and that would not be wiped.
         let mut marked = Zeroizing::new(String::with_capacity(content.len() * (1 + 2 * mark.len_utf8())));
         let (first, last) = &self.control_edges;
         let mut begun = false;
-        for character in content.chars() {
-            if last.contains(&character) {
+        let mut rest = content;
+        while let Some(character) = rest.chars().next() {
+            if let Some(tag) = self.tags.iter().find(|tag| rest.starts_with(tag.as_ref())) {
+                marked.push_str(tag);
+                rest = rest.get(tag.len()..).unwrap_or_default();
+                // What follows may be all that the template takes.
+                begun = false;
+                continue;
+            }
+            rest = rest.get(character.len_utf8()..).unwrap_or_default();
+            let begins = !begun && !character.is_whitespace();
+            begun |= begins;
+            if begins || last.contains(&character) {
                 marked.push(mark);
             }
             marked.push(character);
-            if first.contains(&character) || !(begun || character.is_whitespace()) {
+            if first.contains(&character) {
                 marked.push(mark);
             }
-            begun |= !character.is_whitespace();
         }
         marked
     }
@@ -225,8 +256,9 @@ impl Tokenizer {
     }
 
     fn encode_parts(&self, rendered: &str, mark: char) -> Option<Zeroizing<Vec<u32>>> {
-        // No text gives more tokens than it has bytes; one more for the beginning, one for the space in front.
-        let mut tokens = Zeroizing::new(Vec::with_capacity(rendered.len() + 2));
+        // No text gives more tokens than it has bytes when it is encoded; one more for the beginning. A space in front
+        // of a text may be one more, and so may each after a token that stands in the text, which has two bytes or more.
+        let mut tokens = Zeroizing::new(Vec::with_capacity(rendered.len().saturating_mul(self.stretch()) + 2));
         let mut after_special = true;
         self.control.split(rendered, |part| {
             match part {
@@ -280,9 +312,19 @@ impl Tokenizer {
         })
     }
 
-    fn text(&self, id: u32) -> Option<&str> {
+    /// How the vocabulary spells a token.
+    pub(crate) fn text(&self, id: u32) -> Option<&str> {
         self.texts.get(usize::try_from(id).ok()?).map(AsRef::as_ref)
     }
+}
+
+/// Whether two texts do not share a character, however they stand in a third: neither is within the other, or begins
+/// with what the other ends with.
+fn are_apart(one: &str, other: &str) -> bool {
+    let overlap = |left: &str, right: &str| {
+        left.char_indices().any(|(at, _)| left.get(at..).is_some_and(|end| right.starts_with(end)))
+    };
+    !one.contains(other) && !other.contains(one) && !overlap(one, other) && !overlap(other, one)
 }
 
 /// Tokens that ordinary text may be made of.
@@ -327,6 +369,9 @@ fn texts_expected(key: &str) -> TokenizerError {
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+/// User-defined tokens that stand in messages, a user's too, and that templates look for there: what Qwen's
+/// tokenizer_config.json calls not special. That they stand in the template does not make them control tokens.
+const TAGS: &[&str] = &["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"];
 /// Control tokens that end an answer whether or not the file says so; the list of llama.cpp (`special_eog_ids`).
 const END_TEXTS: &[&str] = &[
     "<|eot_id|>",

@@ -2,6 +2,7 @@
 
 use tokenizers::Tokenizer as Library;
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -12,7 +13,10 @@ use tokenizers::tokenizer::SplitDelimiterBehavior;
 use super::{TokenizerError, texts_expected};
 use crate::gguf::{GgufError, Header};
 
-pub(super) struct Bpe(Library);
+pub(super) struct Bpe {
+    library: Library,
+    composes: bool,
+}
 
 impl Bpe {
     /// `ordinary` are the tokens that may come of text. Also says whether texts begin with a token by default.
@@ -34,12 +38,19 @@ impl Bpe {
             .map_err(|error| TokenizerError::Library(error.to_string()))?;
         let mut library = Library::new(model);
         library.with_pre_tokenizer(Some(pre.rule));
-        Ok((Self(library), pre.adds_begin))
+        let composed = library.with_normalizer(pre.composes.then_some(NFC));
+        composed.map_err(|error| TokenizerError::Library(error.to_string()))?;
+        Ok((Self { library, composes: pre.composes }, pre.adds_begin))
+    }
+
+    /// By how much, at most, a text grows or shrinks before it is encoded.
+    pub(super) fn stretch(&self) -> usize {
+        if self.composes { NFC_STRETCH } else { 1 }
     }
 
     /// `None` if the library failed.
     pub(super) fn encode(&self, text: &str, tokens: &mut Vec<u32>) -> Option<()> {
-        let encoding = self.0.encode_fast(text, false).ok()?;
+        let encoding = self.library.encode_fast(text, false).ok()?;
         tokens.extend_from_slice(encoding.get_ids());
         Some(())
     }
@@ -51,19 +62,21 @@ struct PreTokenizer {
     /// A word that is a token is taken without merging.
     whole_words: bool,
     adds_begin: bool,
+    /// Text is brought into Unicode's form NFC first. llama.cpp leaves that out; the models were trained with it.
+    composes: bool,
 }
 
 impl PreTokenizer {
     fn named(name: &str) -> Result<Self, TokenizerError> {
         let gpt2 = || ByteLevel::new(false, true, true).into();
-        let plain = |rule| Self { rule, whole_words: false, adds_begin: false };
+        let plain = |rule| Self { rule, whole_words: false, adds_begin: false, composes: false };
+        let whole = |rule| Self { rule, whole_words: true, adds_begin: true, composes: false };
         Ok(match name {
             "gpt-2" | "gpt2" => plain(gpt2()),
             "smollm" => plain(Sequence::new(vec![Digits::new(true).into(), gpt2()]).into()),
-            "qwen2" => plain(by_pattern(QWEN2)?),
-            "llama-bpe" | "llama3" | "llama-v3" => {
-                Self { rule: by_pattern(LLAMA3)?, whole_words: true, adds_begin: true }
-            }
+            "qwen2" => Self { composes: true, ..plain(by_pattern(QWEN2)?) },
+            "llama-bpe" | "llama3" | "llama-v3" => whole(by_pattern(LLAMA3)?),
+            "tekken" => whole(by_pattern(TEKKEN)?),
             other => return Err(TokenizerError::PreTokenizer(other.to_owned())),
         })
     }
@@ -129,6 +142,9 @@ fn byte_of(character: char) -> Option<u8> {
     u8::try_from(byte).ok()
 }
 
+/// UTF-8 text becomes at most three times as long in form NFC (UAX 15, section 13.1: "Maximum Expansion Factors"), and
+/// at most three times shorter: a syllable of three Hangul letters, 9 bytes, becomes one character of 3.
+const NFC_STRETCH: usize = 3;
 const MERGES: &str = "tokenizer.ggml.merges";
 /// `LLAMA_VOCAB_PRE_TYPE_LLAMA3` (llama-vocab.cpp), from Llama 3's tokenizer.json.
 const LLAMA3: &str = concat!(
@@ -139,6 +155,12 @@ const LLAMA3: &str = concat!(
 const QWEN2: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+/// `LLAMA_VOCAB_PRE_TYPE_TEKKEN` (llama-vocab.cpp), as it stands in the tokenizer.json of Mistral Nemo.
+const TEKKEN: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|",
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
 #[cfg(test)]

@@ -64,6 +64,11 @@ impl Spm {
         })
     }
 
+    /// Whether a space is put in front of a text, which its tokens bring back.
+    pub(super) fn space_in_front(&self) -> bool {
+        self.space_in_front
+    }
+
     pub(super) fn encode(&self, text: &str, after_special: bool, tokens: &mut Vec<u32>) {
         let mut spaced = Zeroizing::new(String::with_capacity(3 * (text.len() + 1)));
         if self.space_in_front && after_special {
