@@ -1,9 +1,15 @@
 //! Measures the engine: `cargo run --release -p inference --example bench -- --model FILE --threads 1 --prefill 128,512
 //! --decode 64 --depth 0,1024 --sequences 1 --json`. One JSON object a line.
+//!
+//! `--extract 128 --copied 1,0.7,0` measures answers that their prompt contains, with and without speculation: the model
+//! answers once, and is then asked again with its own answer in the prompt, of which the share `--copied` is left as it
+//! was. With 0 every two tokens of the answer stand in the prompt, but with another third: each guess is wrong. That the
+//! model says the same with all that in front of it, is checked; tests/inference-bench/successor.py makes one that does.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::indexing_slicing,
     reason = "a tool of the workshop: it may stop at the first thing that is wrong"
 )]
 
@@ -38,6 +44,12 @@ struct Arguments {
     /// Sequences at the same time.
     #[arg(long, value_delimiter = ',', default_value = "1")]
     sequences: Vec<usize>,
+    /// Answer lengths to measure for an answer that its prompt contains; nothing else is measured then.
+    #[arg(long, value_delimiter = ',')]
+    extract: Vec<usize>,
+    /// Shares of such an answer that the prompt has as it will be said.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    copied: Vec<f64>,
     /// Rounds; the median is given.
     #[arg(long, default_value_t = 1)]
     rounds: usize,
@@ -54,6 +66,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = Model::read(&mut file, bytes, &options)?;
     // Buffers grow, caches fill.
     decode_time(&model, 16, 2);
+    for &length in &arguments.extract {
+        for &copied in &arguments.copied {
+            extract(&arguments, &model, length, copied);
+        }
+    }
+    if !arguments.extract.is_empty() {
+        return Ok(());
+    }
     for &sequences in &arguments.sequences {
         if sequences > 1 {
             for &length in &arguments.decode {
@@ -126,6 +146,80 @@ fn batch_rate(model: &Model, sequences: usize, length: usize) -> f64 {
     tokens as f64 / (ended - begun).as_secs_f64()
 }
 
+/// The pace of an answer that its prompt contains, without and with speculation, in turn.
+fn extract(arguments: &Arguments, model: &Model, length: usize, copied: f64) {
+    let question: Vec<u32> = (0..16).map(|index| token(model, index)).collect();
+    let (answer, _) = answered(model, &question, length + 1, false);
+    let prompt = [passage(model, &answer, copied), question].concat();
+    let (mut plain, mut ahead) = (Vec::new(), Vec::new());
+    let before = model.guesses();
+    for _ in 0..arguments.rounds.max(1) {
+        for (speculate, rates) in [(false, &mut plain), (true, &mut ahead)] {
+            let (said, time) = answered(model, &prompt, length + 1, speculate);
+            assert!(said == answer, "with its own answer in front of it, this model gives another one");
+            rates.push(length as f64 / time.as_secs_f64());
+        }
+    }
+    let after = model.guesses();
+    let (made, right) = ((after.0 - before.0) as f64, (after.1 - before.1) as f64);
+    let answers = (length * arguments.rounds.max(1)) as f64;
+    for (speculation, mut rates) in [(false, plain), (true, ahead)] {
+        rates.sort_by(f64::total_cmp);
+        let (rate, depth) = (rates.swap_remove(rates.len() / 2), prompt.len());
+        let [guessed, accepted] = if speculation { [made / answers, right / made.max(1.0)] } else { [0.0, 0.0] };
+        if arguments.json {
+            let line = json!({
+                "test": "extract", "n": length, "depth": depth, "sequences": 1, "threads": arguments.threads,
+                "copied": copied, "speculation": speculation, "tokens_per_second": rate,
+                "guessed": guessed, "accepted": accepted, "rss_mib": resident_mib(), "kernel": model.kernel(),
+            });
+            println!("{line}");
+        } else {
+            println!(
+                " extract {length:>5} at depth {depth:>5}, {copied:.2} copied, speculation {speculation:<5}: {rate:>9.1} tokens/s, {guessed:.2} guessed a token, {:.0} % of them right",
+                100.0 * accepted
+            );
+        }
+    }
+}
+
+/// The answer with some of its tokens replaced; with none copied, each two of its tokens and then another than will follow.
+fn passage(model: &Model, answer: &[u32], copied: f64) -> Vec<u32> {
+    let other = |index: usize| {
+        let other = token(model, 1000 + index);
+        if answer.contains(&other) { token(model, 5000 + index) } else { other }
+    };
+    if copied <= 0.0 {
+        let pairs = answer.windows(2).enumerate();
+        return pairs.flat_map(|(index, pair)| [pair[0], pair[1], other(index)]).collect();
+    }
+    // Not every third token, say, but a piece and then something else, as in an answer that fills in fields.
+    let replaced = |index: usize| (index % PIECE) as f64 >= copied * PIECE as f64;
+    answer.iter().enumerate().map(|(index, &id)| if replaced(index) { other(index) } else { id }).collect()
+}
+
+/// The tokens of an answer, and the time from the first to the last.
+fn answered(model: &Model, prompt: &[u32], length: usize, speculate: bool) -> (Vec<u32>, Duration) {
+    let prompt = model.prompt_of_tokens(prompt).expect("the model has room for the prompt");
+    let (mut tokens, mut times) = (Vec::with_capacity(length), Vec::with_capacity(length));
+    let sampling = Sampling { speculate, ..Sampling::greedy() };
+    let generated = model.generate(&prompt, &sampling, length, &Cancel::new(), &mut |token| {
+        if token.count > tokens.len() {
+            tokens.push(token.id);
+            times.push(Instant::now());
+        }
+        ControlFlow::Continue(())
+    });
+    generated.expect("the model has room for the answer");
+    assert_eq!(tokens.len(), length, "the model ended its answer early");
+    (tokens, times[length - 1] - times[0])
+}
+
+/// Any ordinary token.
+fn token(model: &Model, index: usize) -> u32 {
+    4 + (index * 7919 % (model.vocabulary() * 9 / 10 - 4)) as u32
+}
+
 fn median(rounds: usize, measure: impl Fn() -> f64) -> f64 {
     let mut times: Vec<f64> = (0..rounds.max(1)).map(|_| measure()).collect();
     times.sort_by(f64::total_cmp);
@@ -155,5 +249,7 @@ fn resident_mib() -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
+/// Tokens of a piece of an answer, of which the first ones are copied.
+const PIECE: usize = 20;
 /// Tokens in front of answers that run at the same time, as many as llama-batched-bench is asked for in the comparison.
 const BATCH_PROMPT: usize = 32;

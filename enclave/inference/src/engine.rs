@@ -3,6 +3,8 @@
 //! A step is one token of each answer that runs and a chunk of the prompts that are being read. So a long prompt stalls nobody,
 //! and the weights are read once for all. What a request gets depends on its own tokens and seed alone (see [`Decoder::step`]).
 
+mod guess;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,11 +22,14 @@ use crate::decoder::{Decoder, KvCache, Run, Scratch};
 use crate::generate::Cancel;
 use crate::sample::Sampler;
 use crate::threads::{Threads, ThreadsError};
+pub(crate) use guess::Tally;
+use guess::{Guesser, MOST_GUESSED};
 
 /// The thread that computes, and the way to it.
 pub(crate) struct Engine {
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
+    pub(crate) tally: Arc<Tally>,
 }
 
 /// What is to be computed.
@@ -66,6 +71,7 @@ impl Engine {
         is_end: impl Fn(u32) -> bool + Send + Sync + 'static,
     ) -> Result<Self, ThreadsError> {
         let (requests, incoming) = channel();
+        let tally = Arc::new(Tally::default());
         let mut driver = Driver {
             decoder,
             threads,
@@ -74,10 +80,11 @@ impl Engine {
             scratch: Scratch::default(),
             waiting: VecDeque::new(),
             running: VecDeque::new(),
+            tally: Arc::clone(&tally),
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.drive());
         let thread = thread.map_err(|error| ThreadsError::new(1, &error))?;
-        Ok(Self { requests: Some(requests), thread: Some(thread) })
+        Ok(Self { requests: Some(requests), thread: Some(thread), tally })
     }
 
     /// Puts a request in the queue.
@@ -130,7 +137,7 @@ struct Sequence {
     /// How many of the next tokens the step computes: a part of the prompt; or the last token, and what is guessed to follow it.
     part: usize,
     guess: Zeroizing<Vec<u32>>,
-    speculates: bool,
+    guesser: Guesser,
     cache: KvCache,
     sampler: Sampler,
     cancel: Cancel,
@@ -149,6 +156,7 @@ struct Driver {
     scratch: Scratch,
     waiting: VecDeque<Request>,
     running: VecDeque<Sequence>,
+    tally: Arc<Tally>,
 }
 
 impl Driver {
@@ -213,7 +221,7 @@ impl Driver {
                 max_tokens,
                 part: 0,
                 guess: Zeroizing::new(Vec::with_capacity(MOST_GUESSED + 1)),
-                speculates: speculate,
+                guesser: Guesser::new(speculate, Arc::clone(&self.tally)),
                 sampler,
                 tokens,
                 cache: KvCache::new(),
@@ -303,27 +311,12 @@ impl Sequence {
         }
     }
 
-    /// Guesses that what followed the last tokens before will follow them again (prompt lookup, Saxena 2023). The step computes the
-    /// guess along with the last token, for little more than that alone takes, and what was guessed wrongly is forgotten.
+    /// Guesses how the answer goes on.
     fn speculate(&mut self) {
         let answered = self.tokens.len() - self.prompt_tokens;
         // The last token of an answer is chosen, but never computed with.
-        let most = MOST_GUESSED.min((self.max_tokens - answered).saturating_sub(1));
-        if !self.speculates || most == 0 {
-            return;
-        }
-        let Some((&last, before)) = self.tokens.split_last() else { return };
-        for length in GUESSED_BY {
-            let Some(pattern) = self.tokens.len().checked_sub(length).and_then(|from| self.tokens.get(from..)) else {
-                continue;
-            };
-            let found = before.windows(length).rposition(|window| window == pattern);
-            if let Some(follows) = found.and_then(|at| self.tokens.get(at + length..)) {
-                self.guess.push(last);
-                self.guess.extend(follows.iter().take(most));
-                return;
-            }
-        }
+        let room = (self.max_tokens - answered).saturating_sub(1);
+        self.guesser.guess(&self.tokens, room, &mut self.guess);
     }
 
     /// Takes the next token from the logits of what may follow, and the ones after it as far as the guess was right.
@@ -339,6 +332,7 @@ impl Sequence {
                 return self.end(Event::Length);
             }
             if self.guess.get(row + 1) != Some(&id) {
+                self.guesser.learn(self.guess.len().saturating_sub(1), row);
                 break;
             }
         }
@@ -396,9 +390,5 @@ const MAX_RUNNING: usize = 64;
 const CHUNK_BESIDE_ANSWERS: usize = 32;
 /// So many tokens of a prompt at least, if there are so many: the weights are read for them anyway.
 const SMALLEST_PART: usize = 8;
-/// Tokens that are guessed at most. Eight rows take little longer than one, because reading the weights takes longest.
-const MOST_GUESSED: usize = 7;
-/// So many last tokens must have stood together before: three, or else two.
-const GUESSED_BY: [usize; 2] = [3, 2];
 /// How long the engine rests when every receiver is behind.
 const REST: Duration = Duration::from_millis(1);

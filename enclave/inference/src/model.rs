@@ -2,13 +2,14 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use model_header::{Config, ConfigError, KV_PAGE, PROMPT_CHUNK};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::decoder::{Decoder, KvCache, Run, Scratch, WeightsError};
-use crate::engine::Engine;
+use crate::engine::{Engine, Tally};
 use crate::gguf::{GgufError, Header, TensorInfo};
 use crate::template::{Rendering, Template, TemplateError};
 use crate::threads::{Threads, ThreadsError};
@@ -218,6 +219,15 @@ impl Model {
     #[must_use]
     pub fn kernel(&self) -> &'static str {
         self.decoder.family.name()
+    }
+
+    /// Tokens that were guessed in all answers so far, and how many of them rightly (see [`Sampling::speculate`]).
+    ///
+    /// [`Sampling::speculate`]: crate::Sampling::speculate
+    #[must_use]
+    pub fn guesses(&self) -> (u64, u64) {
+        let Tally { made, right } = &*self.engine.tally;
+        (made.load(Ordering::Relaxed), right.load(Ordering::Relaxed))
     }
 
     /// Tokens that an answer to `prompt` may have.
