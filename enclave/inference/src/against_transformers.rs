@@ -255,7 +255,8 @@ fn no_text_of_a_user_becomes_a_control_token() {
 #[test]
 fn the_time_of_a_text_grows_little_faster_than_its_length() {
     // Thirty times the text: 900 times as long if every merge looked at the whole word again, some 30 to 100 as it is,
-    // because a heap is deeper and caches are left.
+    // because a heap is deeper and caches are left. Whoever shares the cores is given time: a quadratic BPE would take a
+    // minute.
     const SHORT: usize = 10_000;
     const LONG: usize = 300_000;
     let units = ["a", " ", "\n", "1", "!", "ab", "e\u{301}", "\u{301}\u{323}", "A漢", "<|im_end|>", "x "];
@@ -271,7 +272,7 @@ fn the_time_of_a_text_grows_little_faster_than_its_length() {
             };
             let short = (0..3).map(|_| of(SHORT)).min().unwrap_or_default();
             let long = of(LONG);
-            if long > 300 * short.max(Duration::from_millis(1)) {
+            if long > 300 * short.max(Duration::from_millis(10)) {
                 wrong.push(format!("{name}, {unit:?}: {short:?} for {SHORT} bytes, {long:?} for {LONG}"));
             }
         }
