@@ -4,8 +4,13 @@
 //! Nothing here computes with weights, opens a file or holds anything of a customer.
 
 mod config;
+mod encoder;
 pub mod gguf;
 mod plan;
+pub mod safetensors;
 
 pub use config::{Architecture, Config, ConfigError, RopeScaling};
+pub use encoder::{
+    EncoderConfig, EncoderConfigError, EncoderPlan, EncoderPlanError, MAX_TEXT_BYTES, ROWS_TOGETHER, is_left_out,
+};
 pub use plan::{Activations, KV_PAGE, MOST_GUESSING, PROMPT_CHUNK, Plan, PlanError, READ_AT_ONCE};
