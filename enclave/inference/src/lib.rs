@@ -1,7 +1,7 @@
-//! Loads a model from a GGUF file and generates text on the CPU.
+//! Loads a model from a GGUF file and generates text on the CPU; loads an encoder from safetensors and embeds texts ([`Encoder`]).
 //!
 //! This crate knows no socket, no key, no NSM and no log. It gets bytes and messages, and gives tokens. What it
-//! holds of a customer (prompt, tokens, KV cache, text held back) has no `Debug` and is wiped on drop. What the
+//! holds of a customer (prompt, tokens, KV cache, text held back, embeddings) has no `Debug` and is wiped on drop. What the
 //! `tokenizers` library and the template engine copy of it while they work, and token ids on their way from the engine's thread to the
 //! caller's, are freed, but not wiped.
 //!
@@ -29,6 +29,7 @@ pub use model_header::gguf;
 #[cfg(test)]
 mod against_transformers;
 mod decoder;
+mod encoder;
 mod engine;
 mod generate;
 mod model;
@@ -39,11 +40,17 @@ mod threads;
 mod tokenizer;
 
 pub use decoder::WeightsError;
+pub use encoder::{
+    EmbedError, EmbedOptions, Embedding, Encoder, EncoderError, EncoderFiles, EncoderWeightsError, MAX_TEXT_BYTES,
+    MAX_TEXTS, PackError, Pooling, Vocabulary, VocabularyError,
+};
 pub use generate::{Cancel, FinishReason, Finished, GenerateError, Token};
 pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };
-pub use model_header::{ConfigError, Plan, PlanError};
+/// The reader of a safetensors file's header.
+pub use model_header::safetensors;
+pub use model_header::{ConfigError, EncoderConfigError, EncoderPlan, EncoderPlanError, Plan, PlanError};
 pub use sample::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE, Sampling, SamplingError};
 pub use template::{Problem, TemplateError};
 pub use threads::ThreadsError;
