@@ -104,7 +104,7 @@ fn variants_that_are_not_computed_are_named() {
     assert!(refusal(&with("llama.rope.scaling.type", text("yarn"))).contains("\"yarn\""));
     assert!(refusal(&with("llama.rope.dimension_count", Meta::Number(16))).contains("llama.rope.dimension_count"));
     assert!(refusal(&with("tokenizer.ggml.model", text("bert"))).contains("\"bert\""));
-    assert!(refusal(&with("tokenizer.ggml.pre", text("tekken"))).contains("\"tekken\""));
+    assert!(refusal(&with("tokenizer.ggml.pre", text("deepseek-llm"))).contains("\"deepseek-llm\""));
     let mut quantised = file();
     quantised.tensor("blk.1.ffn_up.weight").kind = 23;
     let refusal = refusal(&quantised);
