@@ -2,20 +2,31 @@
 //!
 //! A step is one token of each answer that runs and a chunk of the prompts that are being read. So a long prompt stalls nobody,
 //! and the weights are read once for all. What a request gets depends on its own tokens and seed alone (see [`Decoder::step`]).
+//!
+//! Who has least comes first: of the memory, which an answer gets as a whole before it begins ([`memory`]), and of the prompts' part in
+//! each step ([`turns`]).
 
-use std::collections::VecDeque;
+mod memory;
+mod prefix;
+mod turns;
+
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{
     Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, TrySendError, channel, sync_channel,
 };
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use model_header::{MOST_GUESSING, PROMPT_CHUNK};
+use model_header::{MOST_GUESSING, PROMPT_CHUNK, Plan};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use zeroize::Zeroizing;
 
+pub use self::memory::KvMemory;
+use self::memory::{NoPlace, Place};
+use self::turns::Turns;
+use crate::asker::Asker;
 use crate::decoder::{Decoder, KvCache, Run, Scratch};
 use crate::generate::Cancel;
 use crate::sample::Sampler;
@@ -25,10 +36,15 @@ use crate::threads::{Threads, ThreadsError};
 pub(crate) struct Engine {
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
+    plan: Plan,
+    memory: KvMemory,
+    /// Its number in the memory.
+    model: u64,
 }
 
 /// What is to be computed.
 pub(crate) struct Wanted {
+    pub(crate) asker: Asker,
     /// At least one token, all in the vocabulary.
     pub(crate) prompt: Zeroizing<Vec<u32>>,
     /// At least one; the prompt and so many tokens fit the context.
@@ -41,6 +57,8 @@ pub(crate) struct Wanted {
 
 /// What comes of it.
 pub(crate) enum Event {
+    /// It was given its place: nothing but an end comes before.
+    Begun,
     Token(u32),
     /// The model ended the answer.
     End,
@@ -51,6 +69,12 @@ pub(crate) enum Event {
     NotANumber,
     /// The engine failed.
     Failed,
+}
+
+/// So much memory is not there, and will not be.
+pub(crate) struct TooLarge {
+    pub(crate) needed: u64,
+    pub(crate) total: u64,
 }
 
 /// An answer while it is computed. Dropping it ends it.
@@ -64,24 +88,35 @@ impl Engine {
         decoder: Arc<Decoder>,
         threads: Arc<Threads>,
         is_end: impl Fn(u32) -> bool + Send + Sync + 'static,
+        plan: Plan,
+        memory: KvMemory,
     ) -> Result<Self, ThreadsError> {
         let (requests, incoming) = channel();
+        let model = memory.enrol();
         let mut driver = Driver {
             decoder,
             threads,
             is_end: Box::new(is_end),
             incoming,
+            plan,
+            memory: memory.clone(),
+            model,
             scratch: Scratch::default(),
             waiting: VecDeque::new(),
             running: VecDeque::new(),
+            turns: Turns::default(),
         };
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.drive());
         let thread = thread.map_err(|error| ThreadsError::new(1, &error))?;
-        Ok(Self { requests: Some(requests), thread: Some(thread) })
+        Ok(Self { requests: Some(requests), thread: Some(thread), plan, memory, model })
     }
 
-    /// Puts a request in the queue.
-    pub(crate) fn submit(&self, wanted: Wanted) -> Answer {
+    /// Puts a request in the queue, unless it needs more memory than there is.
+    pub(crate) fn submit(&self, wanted: Wanted) -> Result<Answer, TooLarge> {
+        let (needed, total) = (wanted.bytes(&self.plan), self.memory.total());
+        if needed > total {
+            return Err(TooLarge { needed, total });
+        }
         let (reply, events) = sync_channel(EVENTS_AHEAD);
         let gone = Arc::new(AtomicBool::new(false));
         let request = Request { wanted, reply, gone: Arc::clone(&gone) };
@@ -89,7 +124,13 @@ impl Engine {
             // If the engine has ended, the answer says so: its sender is gone.
             let _ = requests.send(request);
         }
-        Answer { events, gone }
+        Ok(Answer { events, gone })
+    }
+}
+
+impl Wanted {
+    fn bytes(&self, plan: &Plan) -> u64 {
+        plan.answer_bytes(self.prompt.len().saturating_add(self.max_tokens))
     }
 }
 
@@ -99,6 +140,7 @@ impl Drop for Engine {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.memory.forget(self.model);
     }
 }
 
@@ -123,6 +165,7 @@ struct Request {
 
 /// A request that has its share of every step.
 struct Sequence {
+    asker: Asker,
     /// The prompt, then the answer, with room for all of it.
     tokens: Zeroizing<Vec<u32>>,
     prompt_tokens: usize,
@@ -132,6 +175,8 @@ struct Sequence {
     guess: Zeroizing<Vec<u32>>,
     speculates: bool,
     cache: KvCache,
+    /// The memory that it was given, until it has ended.
+    place: Option<Place>,
     sampler: Sampler,
     cancel: Cancel,
     gone: Arc<AtomicBool>,
@@ -146,9 +191,13 @@ struct Driver {
     threads: Arc<Threads>,
     is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
     incoming: Receiver<Request>,
+    plan: Plan,
+    memory: KvMemory,
+    model: u64,
     scratch: Scratch,
     waiting: VecDeque<Request>,
     running: VecDeque<Sequence>,
+    turns: Turns,
 }
 
 impl Driver {
@@ -157,14 +206,11 @@ impl Driver {
         let mut open = true;
         while open || !self.running.is_empty() || !self.waiting.is_empty() {
             open &= self.take_requests();
-            self.admit();
-            self.running.iter_mut().for_each(Sequence::heed);
-            self.running.retain(|sequence| !sequence.is_over());
-            self.share_out();
+            self.settle();
             if self.running.iter().any(|sequence| sequence.part > 0) {
                 self.step();
-            } else if !self.running.is_empty() {
-                // All of them rest until somebody reads.
+            } else if !self.running.is_empty() || !self.waiting.is_empty() {
+                // All of them rest until somebody reads, or another model gives memory back.
                 match self.incoming.recv_timeout(REST) {
                     Ok(request) => self.waiting.push_back(request),
                     Err(RecvTimeoutError::Timeout) => {}
@@ -193,6 +239,15 @@ impl Driver {
         }
     }
 
+    /// Lets those go who have ended, those in who have room, and decides on the next step.
+    fn settle(&mut self) {
+        self.running.iter_mut().for_each(Sequence::heed);
+        self.running.retain(|sequence| !sequence.is_over());
+        self.admit();
+        self.share_out();
+    }
+
+    /// Begins what memory is there for. Who has least of it comes first, and if that one must wait, so do all others.
     fn admit(&mut self) {
         self.waiting.retain(|Request { wanted, reply, gone }| {
             let is_cancelled = wanted.cancel.is_cancelled();
@@ -202,55 +257,66 @@ impl Driver {
             }
             !is_cancelled && !gone.load(Ordering::Relaxed)
         });
-        while self.running.len() < MAX_RUNNING
-            && let Some(Request { wanted, reply, gone }) = self.waiting.pop_front()
-        {
-            let Wanted { prompt, max_tokens, sampler, speculate, cancel } = wanted;
-            let mut tokens = Zeroizing::new(Vec::with_capacity(prompt.len() + max_tokens));
-            tokens.extend_from_slice(&prompt);
-            self.running.push_back(Sequence {
-                prompt_tokens: tokens.len(),
-                max_tokens,
-                part: 0,
-                guess: Zeroizing::new(Vec::with_capacity(MOST_GUESSED + 1)),
-                speculates: speculate,
-                sampler,
-                tokens,
-                cache: KvCache::new(),
-                cancel,
-                gone,
-                reply,
-                unsent: VecDeque::new(),
-                has_ended: false,
-            });
+        let mut passed_over = Vec::new();
+        loop {
+            let in_question = self
+                .waiting
+                .iter()
+                .enumerate()
+                .filter(|(_, request)| !passed_over.contains(&request.wanted.asker.customer));
+            let next = in_question.min_by_key(|(_, request)| self.memory.held_by(&request.wanted.asker));
+            let Some((index, Request { wanted, .. })) = next else { return };
+            let bytes = wanted.bytes(&self.plan);
+            match self.memory.admit(self.model, &wanted.asker, bytes, &wanted.prompt, Instant::now()) {
+                Ok((place, pages)) => {
+                    let Some(request) = self.waiting.remove(index) else { return };
+                    self.running.push_back(Sequence::begin(request, place, KvCache::of_pages(pages)));
+                }
+                Err(NoPlace::OfCustomer) => passed_over.push(wanted.asker.customer),
+                Err(NoPlace::Full) => return,
+            }
         }
     }
 
     /// Decides what of each running sequence the next step computes: of an answer one token and what is guessed to follow, and of the
-    /// prompts a chunk, which is shared in turn.
+    /// prompts a chunk, which goes in small parts to whoever got least.
     fn share_out(&mut self) {
-        let answers = self.running.iter().filter(|sequence| !sequence.is_reading() && !sequence.rests()).count();
-        let readers = self.running.iter().filter(|sequence| sequence.is_reading() && !sequence.rests()).count();
-        let mut left = if answers == 0 { PROMPT_CHUNK } else { CHUNK_BESIDE_ANSWERS };
-        let fair = left.div_ceil(readers.max(1)).max(SMALLEST_PART);
-        // Who was served goes behind, so that with more readers than parts each has its turn.
-        if readers > 1 {
-            self.running.rotate_left(1);
+        let Self { running, turns, .. } = self;
+        turns.keep(running.iter().map(|sequence| &sequence.asker));
+        // So that of each tenant's each has its turn.
+        if running.len() > 1 {
+            running.rotate_left(1);
         }
-        for sequence in &mut self.running {
+        let first = running.front().map(|sequence| sequence.asker.customer);
+        let is_shared = running.iter().any(|sequence| Some(sequence.asker.customer) != first);
+        let mut answers = 0;
+        let mut of_customer: HashMap<[u8; 32], usize> = HashMap::new();
+        for sequence in running.iter_mut() {
             sequence.guess.clear();
-            sequence.part = if sequence.rests() {
-                0
-            } else if sequence.is_reading() {
-                fair.min(left).min(sequence.prompt_tokens - sequence.cache.len())
-            } else {
-                1
-            };
-            if sequence.is_reading() {
-                left -= sequence.part;
-            } else if answers as u64 <= MOST_GUESSING && sequence.part > 0 {
-                sequence.speculate();
+            sequence.part = 0;
+            if sequence.is_reading() || sequence.rests() {
+                continue;
             }
+            let count = of_customer.entry(sequence.asker.customer).or_default();
+            if *count < ANSWERS_BESIDE_OTHERS || !is_shared {
+                *count += 1;
+                answers += 1;
+                sequence.part = 1;
+                turns.charge(&sequence.asker, 1);
+            }
+        }
+        if answers <= MOST_GUESSING {
+            running.iter_mut().filter(|sequence| sequence.part > 0).for_each(Sequence::speculate);
+        }
+        let mut left = if answers == 0 { PROMPT_CHUNK } else { CHUNK_BESIDE_ANSWERS };
+        while left > 0 {
+            let unread = running.iter_mut().filter(|sequence| sequence.unread() > 0 && !sequence.rests());
+            let next = unread.min_by_key(|sequence| (turns.of(&sequence.asker), sequence.part));
+            let Some(sequence) = next else { return };
+            let part = SMALLEST_PART.min(left).min(sequence.unread());
+            sequence.part += part;
+            left -= part;
+            turns.charge(&sequence.asker, part);
         }
     }
 
@@ -284,6 +350,36 @@ impl Driver {
 }
 
 impl Sequence {
+    fn begin(Request { wanted, reply, gone }: Request, place: Place, cache: KvCache) -> Self {
+        let Wanted { asker, prompt, max_tokens, sampler, speculate, cancel } = wanted;
+        let mut tokens = Zeroizing::new(Vec::with_capacity(prompt.len() + max_tokens));
+        tokens.extend_from_slice(&prompt);
+        let mut sequence = Self {
+            asker,
+            prompt_tokens: tokens.len(),
+            max_tokens,
+            part: 0,
+            guess: Zeroizing::new(Vec::with_capacity(MOST_GUESSED + 1)),
+            speculates: speculate,
+            sampler,
+            tokens,
+            cache,
+            place: Some(place),
+            cancel,
+            gone,
+            reply,
+            unsent: VecDeque::new(),
+            has_ended: false,
+        };
+        sequence.send(Event::Begun);
+        sequence
+    }
+
+    /// Tokens of the prompt that no step computes yet.
+    fn unread(&self) -> usize {
+        self.prompt_tokens.saturating_sub(self.cache.len() + self.part)
+    }
+
     /// Whether the prompt is not all in the cache yet.
     fn is_reading(&self) -> bool {
         self.cache.len() < self.prompt_tokens
@@ -328,6 +424,7 @@ impl Sequence {
 
     /// Takes the next token from the logits of what may follow, and the ones after it as far as the guess was right.
     fn choose(&mut self, logits: &mut [f32], vocabulary: usize, is_end: &(dyn Fn(u32) -> bool + Send + Sync)) {
+        self.remember_prompt();
         for (row, logits) in logits.chunks_exact_mut(vocabulary).enumerate() {
             let Some(id) = self.sampler.choose(logits) else { return self.end(Event::NotANumber) };
             if is_end(id) {
@@ -355,8 +452,25 @@ impl Sequence {
     fn end(&mut self, event: Event) {
         self.has_ended = true;
         // However long its reader takes.
-        self.cache = KvCache::new();
+        let mut cache = std::mem::replace(&mut self.cache, KvCache::new());
+        // Not the last token, which is chosen, but not computed with.
+        cache.truncate(self.tokens.len().saturating_sub(1));
+        let is_whole = matches!(event, Event::End | Event::Length);
+        let pages = if is_whole { cache.full_pages().to_vec() } else { Vec::new() };
+        drop(cache);
+        if let Some(place) = self.place.take() {
+            place.leave(&self.tokens, pages, Instant::now());
+        }
         self.send(event);
+    }
+
+    /// As soon as the prompt was read, the next one that begins alike may use it.
+    fn remember_prompt(&self) {
+        if self.tokens.len() == self.prompt_tokens
+            && let Some(place) = &self.place
+        {
+            place.remember(&self.tokens, self.cache.full_pages(), Instant::now());
+        }
     }
 
     fn deliver(&mut self) {
@@ -390,8 +504,9 @@ impl Sequence {
 
 /// Tokens that may wait for a slow receiver before its sequence rests.
 const EVENTS_AHEAD: usize = 64;
-/// Sequences of a step; more wait for one to end.
-const MAX_RUNNING: usize = 64;
+/// Answers of one customer in a step, if those of others run, too: a step of so many rows takes a few times as long as one of a single
+/// row, and from there on its length grows with their number.
+const ANSWERS_BESIDE_OTHERS: usize = 16;
 /// Tokens of prompts in a step that also computes answers: such a step takes a few times as long as one without.
 const CHUNK_BESIDE_ANSWERS: usize = 32;
 /// So many tokens of a prompt at least, if there are so many: the weights are read for them anyway.

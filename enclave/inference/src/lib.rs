@@ -26,6 +26,7 @@
 /// The reader of a model's header, which the client plans by as well.
 pub use model_header::gguf;
 
+mod asker;
 mod decoder;
 mod engine;
 mod generate;
@@ -36,8 +37,10 @@ mod template;
 mod threads;
 mod tokenizer;
 
+pub use asker::{Asker, PrefixScope};
 pub use decoder::WeightsError;
-pub use generate::{Cancel, FinishReason, Finished, GenerateError, Token};
+pub use engine::KvMemory;
+pub use generate::{Begun, Cancel, FinishReason, Finished, GenerateError, Queued, Token};
 pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };
