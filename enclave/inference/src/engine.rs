@@ -8,6 +8,8 @@
 
 mod memory;
 mod prefix;
+#[cfg(test)]
+mod tests;
 mod turns;
 
 use std::collections::{HashMap, VecDeque};
@@ -92,20 +94,8 @@ impl Engine {
         memory: KvMemory,
     ) -> Result<Self, ThreadsError> {
         let (requests, incoming) = channel();
-        let model = memory.enrol();
-        let mut driver = Driver {
-            decoder,
-            threads,
-            is_end: Box::new(is_end),
-            incoming,
-            plan,
-            memory: memory.clone(),
-            model,
-            scratch: Scratch::default(),
-            waiting: VecDeque::new(),
-            running: VecDeque::new(),
-            turns: Turns::default(),
-        };
+        let mut driver = Driver::new(decoder, threads, Box::new(is_end), incoming, plan, memory.clone());
+        let model = driver.model;
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.drive());
         let thread = thread.map_err(|error| ThreadsError::new(1, &error))?;
         Ok(Self { requests: Some(requests), thread: Some(thread), plan, memory, model })
@@ -117,14 +107,12 @@ impl Engine {
         if needed > total {
             return Err(TooLarge { needed, total });
         }
-        let (reply, events) = sync_channel(EVENTS_AHEAD);
-        let gone = Arc::new(AtomicBool::new(false));
-        let request = Request { wanted, reply, gone: Arc::clone(&gone) };
+        let (request, answer) = Request::new(wanted);
         if let Some(requests) = &self.requests {
             // If the engine has ended, the answer says so: its sender is gone.
             let _ = requests.send(request);
         }
-        Ok(Answer { events, gone })
+        Ok(answer)
     }
 }
 
@@ -161,6 +149,14 @@ struct Request {
     wanted: Wanted,
     reply: SyncSender<Event>,
     gone: Arc<AtomicBool>,
+}
+
+impl Request {
+    fn new(wanted: Wanted) -> (Self, Answer) {
+        let (reply, events) = sync_channel(EVENTS_AHEAD);
+        let gone = Arc::new(AtomicBool::new(false));
+        (Self { wanted, reply, gone: Arc::clone(&gone) }, Answer { events, gone })
+    }
 }
 
 /// A request that has its share of every step.
@@ -201,6 +197,19 @@ struct Driver {
 }
 
 impl Driver {
+    fn new(
+        decoder: Arc<Decoder>,
+        threads: Arc<Threads>,
+        is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
+        incoming: Receiver<Request>,
+        plan: Plan,
+        memory: KvMemory,
+    ) -> Self {
+        let (scratch, turns, model) = (Scratch::default(), Turns::default(), memory.enrol());
+        let (waiting, running) = (VecDeque::new(), VecDeque::new());
+        Self { decoder, threads, is_end, incoming, plan, memory, model, scratch, waiting, running, turns }
+    }
+
     /// Until the engine is dropped and nothing runs any more.
     fn drive(&mut self) {
         let mut open = true;

@@ -125,6 +125,13 @@ impl KvMemory {
         Ok((Place { memory: self.clone(), model, asker: *asker, bytes }, pages))
     }
 
+    /// Bytes that answers have, and bytes that are kept of earlier requests.
+    #[cfg(test)]
+    pub(super) fn in_use(&self) -> (u64, u64) {
+        let held = self.held();
+        (held.taken, held.prefixes.bytes())
+    }
+
     fn held(&self) -> MutexGuard<'_, Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
