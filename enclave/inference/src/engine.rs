@@ -291,7 +291,6 @@ impl Driver {
     /// prompts a chunk, which goes in small parts to whoever got least.
     fn share_out(&mut self) {
         let Self { running, turns, .. } = self;
-        turns.keep(running.iter().map(|sequence| &sequence.asker));
         // So that of each tenant's each has its turn.
         if running.len() > 1 {
             running.rotate_left(1);
@@ -303,23 +302,20 @@ impl Driver {
         for sequence in running.iter_mut() {
             sequence.guess.clear();
             sequence.part = 0;
-            if sequence.is_reading() || sequence.rests() {
-                continue;
-            }
             let count = of_customer.entry(sequence.asker.customer).or_default();
-            if *count < ANSWERS_BESIDE_OTHERS || !is_shared {
+            if !sequence.is_reading() && !sequence.rests() && (*count < ANSWERS_BESIDE_OTHERS || !is_shared) {
                 *count += 1;
                 answers += 1;
                 sequence.part = 1;
-                turns.charge(&sequence.asker, 1);
             }
         }
         if answers <= MOST_GUESSING {
             running.iter_mut().filter(|sequence| sequence.part > 0).for_each(Sequence::speculate);
         }
         let mut left = if answers == 0 { PROMPT_CHUNK } else { CHUNK_BESIDE_ANSWERS };
+        turns.keep(running.iter().filter(|sequence| sequence.unread() > 0).map(|sequence| &sequence.asker));
         while left > 0 {
-            let unread = running.iter_mut().filter(|sequence| sequence.unread() > 0 && !sequence.rests());
+            let unread = running.iter_mut().filter(|sequence| sequence.unread() > 0);
             let next = unread.min_by_key(|sequence| (turns.of(&sequence.asker), sequence.part));
             let Some(sequence) = next else { return };
             let part = SMALLEST_PART.min(left).min(sequence.unread());
@@ -384,9 +380,9 @@ impl Sequence {
         sequence
     }
 
-    /// Tokens of the prompt that no step computes yet.
+    /// Tokens of the prompt that no step computes yet; none of one that rests.
     fn unread(&self) -> usize {
-        self.prompt_tokens.saturating_sub(self.cache.len() + self.part)
+        if self.rests() { 0 } else { self.prompt_tokens.saturating_sub(self.cache.len() + self.part) }
     }
 
     /// Whether the prompt is not all in the cache yet.

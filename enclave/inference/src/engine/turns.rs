@@ -1,14 +1,14 @@
-//! Whose turn it is: the customer's for whom least was computed, and of its tenants the one's for whom least was.
+//! Whose prompt is read next: of the customer for whom least was read, and of its tenants the one for whom least was.
 //!
-//! Virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024): who comes to work begins where the
-//! least served of those at work stands, so that nobody saves up turns by staying away. As long as two have work, neither is
-//! ahead of the other by more than a step.
+//! Virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024): who comes with a prompt begins where
+//! the least served of the others stands, so that nobody saves up turns by staying away. As long as two have prompts to be read, neither
+//! is ahead of the other by more than a part.
 
 use std::collections::BTreeMap;
 
 use crate::asker::Asker;
 
-/// Tokens computed for everybody who is at work.
+/// Tokens read for everybody who has a prompt that is being read.
 #[derive(Default)]
 pub(super) struct Turns {
     customers: BTreeMap<[u8; 32], u64>,
@@ -17,11 +17,11 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Takes note of who is at work, and forgets who is not.
-    pub(super) fn keep<'a>(&mut self, at_work: impl Iterator<Item = &'a Asker> + Clone) {
-        self.customers.retain(|customer, _| at_work.clone().any(|asker| asker.customer == *customer));
-        self.tenants.retain(|(_, tenant), _| at_work.clone().any(|asker| asker.tenant == *tenant));
-        for Asker { customer, tenant, .. } in at_work {
+    /// Takes note of whose prompts are being read, and forgets all others.
+    pub(super) fn keep<'a>(&mut self, readers: impl Iterator<Item = &'a Asker> + Clone) {
+        self.customers.retain(|customer, _| readers.clone().any(|asker| asker.customer == *customer));
+        self.tenants.retain(|(_, tenant), _| readers.clone().any(|asker| asker.tenant == *tenant));
+        for Asker { customer, tenant, .. } in readers {
             let least = self.customers.values().min().copied().unwrap_or(0);
             self.customers.entry(*customer).or_insert(least);
             let beside = self.tenants.range((*customer, [0; 32])..=(*customer, [u8::MAX; 32]));
@@ -36,7 +36,7 @@ impl Turns {
         (of_customer, self.tenants.get(&(asker.customer, asker.tenant)).copied().unwrap_or(0))
     }
 
-    /// So many tokens are computed for `asker`.
+    /// So many tokens are read for `asker`.
     pub(super) fn charge(&mut self, asker: &Asker, tokens: usize) {
         let tokens = tokens as u64;
         if let Some(served) = self.customers.get_mut(&asker.customer) {
