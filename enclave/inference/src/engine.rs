@@ -458,7 +458,7 @@ impl Sequence {
         self.has_ended = true;
         // However long its reader takes.
         let mut cache = std::mem::replace(&mut self.cache, KvCache::new());
-        // Not the last token, which is chosen, but not computed with.
+        // Not the last token, which is chosen, but not computed with; nor what was guessed to come after the end.
         cache.truncate(self.tokens.len().saturating_sub(1));
         let is_whole = matches!(event, Event::End | Event::Length);
         let pages = if is_whole { cache.full_pages().to_vec() } else { Vec::new() };

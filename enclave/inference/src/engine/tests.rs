@@ -129,8 +129,7 @@ fn a_flood_of_one_customer_holds_up_anothers_single_request_by_no_more_than_its_
     while single.take().0.is_empty() {
         let rows = bench.turn();
         let of_others = rows.iter().filter(|(asker, ..)| asker.customer == [1; 32]);
-        read_for_others += of_others.clone().map(|(_, of_prompt, _)| of_prompt).sum::<usize>();
-        assert!(of_others.map(|(.., of_answer)| of_answer).sum::<usize>() <= ANSWERS_BESIDE_OTHERS);
+        read_for_others += of_others.map(|(_, of_prompt, _)| of_prompt).sum::<usize>();
         flood.iter().for_each(|asked| drop(asked.take()));
         steps += 1;
     }
@@ -138,6 +137,47 @@ fn a_flood_of_one_customer_holds_up_anothers_single_request_by_no_more_than_its_
     assert!(steps <= 200 / (CHUNK_BESIDE_ANSWERS / 2) + 2, "{steps} steps");
     assert!(read_for_others <= 200 + PROMPT_CHUNK, "{read_for_others} tokens of others' prompts came first");
     flood.clear();
+}
+
+#[test]
+fn beside_others_a_customers_answers_take_turns_in_a_part_of_each_step() {
+    let mut bench = Bench::with_room_for(60);
+    let many: Vec<Asked> = (0..40).map(|number| bench.ask(asker(1, 1), &prompt(number, 4), 200)).collect();
+    while bench.driver.running.is_empty() || bench.driver.running.iter().any(Sequence::is_reading) {
+        bench.turn();
+    }
+    let of = |customer: u8, rows: &[(Asker, usize, usize)]| -> usize {
+        rows.iter().filter(|(asker, ..)| asker.customer == [customer; 32]).map(|(.., of_answer)| of_answer).sum()
+    };
+    assert_eq!(of(1, &bench.turn()), 40);
+    let single = bench.ask(asker(2, 2), &prompt(9, 4), 50);
+    bench.turn();
+    drop(single.take());
+    many.iter().for_each(|asked| drop(asked.take()));
+    for _ in 0..40 {
+        let rows = bench.turn();
+        assert_eq!((of(1, &rows), of(2, &rows)), (ANSWERS_BESIDE_OTHERS, 1));
+    }
+    // 640 rows, in turn.
+    assert!(many.iter().all(|asked| (14..=18).contains(&asked.take().0.len())));
+}
+
+#[test]
+fn of_those_who_wait_the_customer_with_least_memory_begins_first() {
+    let mut bench = Bench::with_room_for(4);
+    let held: Vec<Asked> =
+        (0..3).map(|number| bench.ask(asker(1, 1), &prompt(number, 270), 20 + number as usize)).collect();
+    let other = bench.ask(asker(2, 2), &prompt(4, 100), 200);
+    let earlier = bench.ask(asker(1, 1), &prompt(5, 100), 200);
+    bench.turn();
+    let later = bench.ask(asker(3, 3), &prompt(6, 200), 100);
+    bench.turn();
+    assert_eq!((bench.driver.running.len(), bench.driver.waiting.len()), (4, 2));
+    while later.0.events.try_recv().is_err() {
+        assert!(earlier.0.events.try_recv().is_err(), "who has most goes last");
+        bench.turn();
+    }
+    drop((held, other));
 }
 
 #[test]
