@@ -1,12 +1,14 @@
 //! The engine, step by step: what is counted are steps and tokens, never time.
 
+use std::collections::HashMap;
 use std::sync::mpsc::channel;
 
+use super::schedule::{ANSWERS_BESIDE_OTHERS, CHUNK_BESIDE_ANSWERS, SMALLEST_PART};
 use super::*;
 use crate::asker::PrefixScope;
 use crate::gguf::Header;
 use crate::sample::Sampling;
-use model_header::Config;
+use model_header::{Config, PROMPT_CHUNK};
 
 /// The engine without its thread.
 struct Bench {
