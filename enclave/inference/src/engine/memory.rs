@@ -101,7 +101,8 @@ impl KvMemory {
     /// Takes `bytes` for an answer, and gives the pages that are there already of its beginning: not all of `tokens`, because the last
     /// one is computed anew to choose by.
     ///
-    /// A customer who already has a place leaves a quarter to others, so that the first request of any other waits for nobody's answer.
+    /// A customer who already has a place leaves a quarter to others: the first request of another, if that is enough for it, waits for
+    /// the end of none of this one's answers.
     pub(super) fn admit(
         &self,
         model: u64,
