@@ -91,11 +91,12 @@ impl Load {
     #[must_use]
     pub fn moments(&self) -> Moments {
         let ImageSize { file, ramdisks, unpacked } = self.image;
-        let Parts { image, program, weights, loading, keys_and_values, activations, messages } = self.parts();
+        let Parts { image, program, weights, loading, keys_and_values: _, activations, messages } = self.parts();
         let lasting = sum(&[image, program, weights]);
-        // `enclave/src/service/budget.rs`: keys and values get half of what is available once the models are loaded;
-        // "the other half is for activations, for messages".
-        let half = keys_and_values.max(sum(&[activations, messages]));
+        // `enclave/src/service/mod.rs`: answers get half of what is available once the models are loaded; "the other half is for what
+        // steps take, for messages". Of the first, one customer alone gets three quarters (`engine/memory.rs`).
+        let answers = self.plan.answer_bytes(self.context).saturating_mul(self.sequences as u64);
+        let half = answers.saturating_add(answers / 3).max(sum(&[activations, messages]));
         Moments {
             booting: with_kernel(sum(&[file, ramdisks, unpacked])),
             rule: file.saturating_mul(EIF_SIZE_RATIO),

@@ -262,7 +262,8 @@ impl LimitMembers {
             model_pack_bytes,
         } = self;
         let concurrent = CONCURRENT_REQUESTS.check(concurrent_requests)?;
-        let of_tenant = TENANT_CONCURRENT_REQUESTS.check(tenant_concurrent_requests)?;
+        let of_tenant = tenant_concurrent_requests.unwrap_or(concurrent - concurrent / 4);
+        let of_tenant = TENANT_CONCURRENT_REQUESTS.check(Some(of_tenant))?;
         let size = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
         Ok(Limits {
             sealed_request_bytes: size(SEALED_REQUEST_BYTES.check(sealed_request_bytes)?),
@@ -299,7 +300,7 @@ const IMAGES_MAX: usize = 16;
 const SEALED_REQUEST_BYTES: Bounds =
     Bounds { member: "sealed_request_bytes", low: 1024, default: 1 << 20, high: 16 << 20 };
 const CONCURRENT_REQUESTS: Bounds = Bounds { member: "concurrent_requests", low: 1, default: 64, high: 256 };
-/// Without the member one tenant may fill the service: an operator with several sets it.
+/// Without the member three quarters of all: an operator with a single tenant raises it.
 const TENANT_CONCURRENT_REQUESTS: Bounds =
     Bounds { member: "tenant_concurrent_requests", low: 1, default: 256, high: 256 };
 const REQUEST_SECONDS: Bounds = Bounds { member: "request_seconds", low: 1, default: 120, high: 900 };
@@ -331,7 +332,7 @@ pub(crate) mod tests {
             max_tokens,
             model_pack_bytes: _,
         } = configuration.limits;
-        assert_eq!(tenant_concurrent_requests, 64);
+        assert_eq!(tenant_concurrent_requests, 48);
         assert_eq!(sealed_request_bytes, 1_048_576);
         assert_eq!(concurrent_requests, 64);
         assert_eq!(request_time, Duration::from_secs(120));

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use inference::{Asker, PrefixScope};
 use ring::digest;
 
 use crate::kms::arn::KeyArn;
@@ -41,6 +42,21 @@ impl Tenant {
         let mut out = [0; 32];
         out.copy_from_slice(context.finish().as_ref());
         out
+    }
+
+    /// What the engine gets to know of it. Requests of this tenant with the same `salt` may share what was computed of a common
+    /// beginning: the digest is over key, name and salt, each of which ends where the next begins.
+    pub fn asker(&self, salt: Option<&str>) -> Asker {
+        let sha256 = |parts: &[&[u8]]| {
+            let mut context = digest::Context::new(&digest::SHA256);
+            parts.iter().for_each(|part| context.update(part));
+            let mut out = [0; 32];
+            out.copy_from_slice(context.finish().as_ref());
+            out
+        };
+        let tenant = self.sha256();
+        let scope = |salt: &str| PrefixScope(sha256(&[b"subrosa prefix v1\n", &tenant, salt.as_bytes()]));
+        Asker { customer: sha256(&[self.key_arn.as_str().as_bytes()]), tenant, prefixes: salt.map(scope) }
     }
 }
 
@@ -129,6 +145,24 @@ mod tests {
         assert_eq!(held.len(), 6);
         let other = Tenant::new(KeyArn::parse(&format!("{ARN}0")).unwrap(), "n0");
         assert!(shares.take(&other, 2, 8).is_some());
+    }
+
+    #[test]
+    fn beginnings_are_shared_by_requests_of_one_key_one_name_and_one_salt() {
+        let one = Tenant::new(KeyArn::parse(ARN).unwrap(), "a");
+        let others = [
+            Tenant::new(KeyArn::parse(&format!("{ARN}0")).unwrap(), "a").asker(Some("s")),
+            Tenant::new(KeyArn::parse(ARN).unwrap(), "as").asker(Some("")),
+            Tenant::new(KeyArn::parse(ARN).unwrap(), "b").asker(Some("s")),
+            one.asker(Some("t")),
+            one.asker(None),
+        ];
+        let shared = one.asker(Some("s"));
+        assert!(shared.prefixes.is_some() && shared == Tenant::clone(&one).asker(Some("s")));
+        assert!(others.iter().all(|other| other.prefixes != shared.prefixes));
+        let [other_key, other_name, ..] = others;
+        assert!(other_key.customer != shared.customer && other_key.tenant != shared.tenant);
+        assert!(other_name.customer == shared.customer && other_name.tenant != shared.tenant);
     }
 
     #[test]

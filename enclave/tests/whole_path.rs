@@ -61,6 +61,23 @@ async fn a_stream_is_events_in_frames_and_says_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_salt_changes_nothing_that_is_said() {
+    let stand = Stand::start().await;
+    let mut question = question(false);
+    // More than a page of tokens, of which the second request computes a few only.
+    question["messages"][0]["content"] = json!("Patient reports chest pain since Monday, takes aspirin. ".repeat(8));
+    let mut said = Vec::new();
+    for salt in [Value::Null, json!("s"), json!("s"), json!("t")] {
+        question["cache_salt"] = salt;
+        let answer = stand.ask(Ask::chat(&question)).await.unwrap();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let body: Value = serde_json::from_slice(&answer.body).unwrap();
+        said.push((body["choices"].clone(), body["usage"].clone()));
+    }
+    assert!(said.iter().all(|one| *one == said[0]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_of_an_open_request_are_sealed() {
     let stand = Stand::start().await;
     let unknown = json!({"model": "other", "messages": [{"role": "user", "content": "x"}]});
@@ -248,7 +265,7 @@ async fn a_tenant_past_its_share_is_told_so_in_a_sealed_answer() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixty_four_at_once_are_all_answered() {
-    let stand = Stand::start().await;
+    let stand = Stand::start_with(json!({"tenant_concurrent_requests": 64})).await;
     let asks: Vec<_> = (0..64)
         .map(|index| stand.ask(Ask { under_reply_key: index % 2 == 0, ..Ask::chat(&question(index % 3 == 0)) }))
         .collect();

@@ -20,7 +20,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use inference::{Cancel, LoadOptions, Model, Sampling};
+use inference::{Asker, Cancel, KvMemory, LoadOptions, Model, PrefixScope, Prompt, Queued, Sampling};
 use serde_json::json;
 
 /// Measures the engine.
@@ -35,6 +35,9 @@ struct Arguments {
     /// Prompt lengths to measure.
     #[arg(long, value_delimiter = ',', default_value = "128,512")]
     prefill: Vec<usize>,
+    /// Prompt lengths to measure again, with keys and values of all but the last tokens kept from the first time.
+    #[arg(long, value_delimiter = ',')]
+    again: Vec<usize>,
     /// Answer lengths to measure.
     #[arg(long, value_delimiter = ',', default_value = "64")]
     decode: Vec<usize>,
@@ -63,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = LoadOptions { threads: arguments.threads };
     let mut file = std::fs::File::open(&arguments.model)?;
     let bytes = usize::try_from(file.metadata()?.len())?;
-    let model = Model::read(&mut file, bytes, &options)?;
+    let model = Model::read(&mut file, bytes, &options)?.within(&KvMemory::new(KEPT))?;
     // Buffers grow, caches fill.
     decode_time(&model, 16, 2);
     for &length in &arguments.extract {
@@ -83,8 +86,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             continue;
         }
         for &length in &arguments.prefill {
-            let rate = median(arguments.rounds, || length as f64 / prefill_time(&model, length).as_secs_f64());
+            let rate = || length as f64 / first_token(&model, length, &Asker::NOBODY).as_secs_f64();
+            let rate = median(arguments.rounds, rate);
             report(&arguments, &model, "prefill", length, 0, 1, rate);
+        }
+        for &length in &arguments.again {
+            first_token(&model, length, &KEEPING);
+            let rate = || length as f64 / first_token(&model, length, &KEEPING).as_secs_f64();
+            report(&arguments, &model, "again", length, 0, 1, median(arguments.rounds, rate));
         }
         for &length in &arguments.decode {
             for &depth in &arguments.depth {
@@ -97,9 +106,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// From the start to the first token.
-fn prefill_time(model: &Model, length: usize) -> Duration {
+fn first_token(model: &Model, length: usize, asker: &Asker) -> Duration {
+    let prompt = prompt(model, length);
     let start = Instant::now();
-    run(model, length, 1, &mut || ());
+    let queued = model.submit(asker, &prompt, &Sampling::greedy(), 1, &Cancel::new());
+    let begun = queued.and_then(Queued::begin).expect("the model has room for the prompt").expect("nobody cancels it");
+    begun.receive(&mut |_| ControlFlow::Continue(())).expect("the model answers");
     start.elapsed()
 }
 
@@ -113,9 +125,13 @@ fn decode_time(model: &Model, depth: usize, length: usize) -> Duration {
     (*last - *first).mul_f64(length as f64 / (times.len() - 1) as f64)
 }
 
+fn prompt(model: &Model, length: usize) -> Prompt {
+    let tokens: Vec<u32> = (0..length).map(|index| 4 + (index * 7919 % (model.vocabulary() - 4)) as u32).collect();
+    model.prompt_of_tokens(&tokens).expect("the model has room for the prompt")
+}
+
 fn run(model: &Model, prompt: usize, answer: usize, on_token: &mut dyn FnMut()) {
-    let tokens: Vec<u32> = (0..prompt).map(|index| 4 + (index * 7919 % (model.vocabulary() - 4)) as u32).collect();
-    let prompt = model.prompt_of_tokens(&tokens).expect("the model has room for the prompt");
+    let prompt = self::prompt(model, prompt);
     let mut last = 0;
     let generated = model.generate(&prompt, &Sampling::greedy(), answer, &Cancel::new(), &mut |token| {
         if token.count > last {
@@ -251,5 +267,8 @@ fn resident_mib() -> u64 {
 
 /// Tokens of a piece of an answer, of which the first ones are copied.
 const PIECE: usize = 20;
+/// Memory for answers, and for what `--again` needs kept.
+const KEPT: u64 = 64 << 30;
+const KEEPING: Asker = Asker { prefixes: Some(PrefixScope([1; 32])), ..Asker::NOBODY };
 /// Tokens in front of answers that run at the same time, as many as llama-batched-bench is asked for in the comparison.
 const BATCH_PROMPT: usize = 32;

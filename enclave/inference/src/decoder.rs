@@ -90,4 +90,43 @@ mod tests {
             }
         }
     }
+
+    fn bits(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32]) -> Vec<u32> {
+        let run = Run { cache, tokens, wants_logits: 1 };
+        let Ok(logits) = decoder.step(&mut [run], &mut Scratch::default(), &|| false) else {
+            panic!("nobody abandons it")
+        };
+        logits.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    fn logits_have_the_same_bits_on_pages_that_another_sequence_computed_and_still_reads() {
+        for path in ["tests/fixtures/reference-qwen3.gguf", "../../tests/demo-model/subrosa-intake.gguf"] {
+            let decoder = decoder(path);
+            let tokens: Vec<u32> = (0..200).map(|index| (index * 31) % 300 + 4).collect();
+            let mut first = KvCache::new();
+            let expected = bits(&decoder, &mut first, &tokens);
+            let pages = first.full_pages().to_vec();
+            assert_eq!(pages.len(), 3);
+            let before: Vec<Vec<u8>> = pages.iter().map(|page| page.bytes().to_vec()).collect();
+            for count in 1..=3 {
+                let mut second = KvCache::of_pages(pages[..count].to_vec());
+                let mut runs = [
+                    Run { cache: &mut first, tokens: &[7], wants_logits: 1 },
+                    Run { cache: &mut second, tokens: &tokens[64 * count..], wants_logits: 1 },
+                ];
+                let Ok(logits) = decoder.step(&mut runs, &mut Scratch::default(), &|| false) else {
+                    panic!("nobody abandons it")
+                };
+                let own: Vec<u32> = logits[decoder.config.vocabulary..].iter().map(|x| x.to_bits()).collect();
+                assert!(own == expected, "{path}: {count} pages");
+            }
+            // Back into a shared page, and on with other tokens: they go to a copy.
+            let mut third = KvCache::of_pages(pages.clone());
+            third.truncate(100);
+            let other = [&tokens[..100], &[5; 60]].concat();
+            assert!(bits(&decoder, &mut third, &[5; 60]) == bits(&decoder, &mut KvCache::new(), &other), "{path}");
+            assert!(pages.iter().zip(&before).all(|(page, before)| page.bytes() == before), "{path}: written to");
+        }
+    }
 }

@@ -2,8 +2,17 @@
 //!
 //! A step is one token of each answer that runs and a chunk of the prompts that are being read. So a long prompt stalls nobody,
 //! and the weights are read once for all. What a request gets depends on its own tokens and seed alone (see [`Decoder::step`]).
+//!
+//! Who has least comes first: of the memory, which an answer gets as a whole before it begins ([`memory`]), and of the prompts' part in
+//! each step ([`turns`]): [`schedule`].
 
 mod guess;
+mod memory;
+mod prefix;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,12 +21,16 @@ use std::sync::mpsc::{
     Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, TrySendError, channel, sync_channel,
 };
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use model_header::{MOST_GUESSING, PROMPT_CHUNK};
+use model_header::Plan;
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use zeroize::Zeroizing;
 
+pub use self::memory::KvMemory;
+use self::memory::Place;
+use self::turns::Turns;
+use crate::asker::Asker;
 use crate::decoder::{Decoder, KvCache, Run, Scratch};
 use crate::generate::Cancel;
 use crate::sample::Sampler;
@@ -30,10 +43,15 @@ pub(crate) struct Engine {
     requests: Option<Sender<Request>>,
     thread: Option<JoinHandle<()>>,
     pub(crate) tally: Arc<Tally>,
+    plan: Plan,
+    memory: KvMemory,
+    /// Its number in the memory.
+    model: u64,
 }
 
 /// What is to be computed.
 pub(crate) struct Wanted {
+    pub(crate) asker: Asker,
     /// At least one token, all in the vocabulary.
     pub(crate) prompt: Zeroizing<Vec<u32>>,
     /// At least one; the prompt and so many tokens fit the context.
@@ -46,6 +64,8 @@ pub(crate) struct Wanted {
 
 /// What comes of it.
 pub(crate) enum Event {
+    /// It was given its place: nothing but an end comes before.
+    Begun,
     Token(u32),
     /// The model ended the answer.
     End,
@@ -56,6 +76,12 @@ pub(crate) enum Event {
     NotANumber,
     /// The engine failed.
     Failed,
+}
+
+/// So much memory is not there, and will not be.
+pub(crate) struct TooLarge {
+    pub(crate) needed: u64,
+    pub(crate) total: u64,
 }
 
 /// An answer while it is computed. Dropping it ends it.
@@ -69,34 +95,35 @@ impl Engine {
         decoder: Arc<Decoder>,
         threads: Arc<Threads>,
         is_end: impl Fn(u32) -> bool + Send + Sync + 'static,
+        plan: Plan,
+        memory: KvMemory,
     ) -> Result<Self, ThreadsError> {
         let (requests, incoming) = channel();
-        let tally = Arc::new(Tally::default());
-        let mut driver = Driver {
-            decoder,
-            threads,
-            is_end: Box::new(is_end),
-            incoming,
-            scratch: Scratch::default(),
-            waiting: VecDeque::new(),
-            running: VecDeque::new(),
-            tally: Arc::clone(&tally),
-        };
+        let mut driver = Driver::new(decoder, threads, Box::new(is_end), incoming, plan, memory.clone());
+        let (model, tally) = (driver.model, Arc::clone(&driver.tally));
         let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || driver.drive());
         let thread = thread.map_err(|error| ThreadsError::new(1, &error))?;
-        Ok(Self { requests: Some(requests), thread: Some(thread), tally })
+        Ok(Self { requests: Some(requests), thread: Some(thread), tally, plan, memory, model })
     }
 
-    /// Puts a request in the queue.
-    pub(crate) fn submit(&self, wanted: Wanted) -> Answer {
-        let (reply, events) = sync_channel(EVENTS_AHEAD);
-        let gone = Arc::new(AtomicBool::new(false));
-        let request = Request { wanted, reply, gone: Arc::clone(&gone) };
+    /// Puts a request in the queue, unless it needs more memory than there is.
+    pub(crate) fn submit(&self, wanted: Wanted) -> Result<Answer, TooLarge> {
+        let (needed, total) = (wanted.bytes(&self.plan), self.memory.total());
+        if needed > total {
+            return Err(TooLarge { needed, total });
+        }
+        let (request, answer) = Request::new(wanted);
         if let Some(requests) = &self.requests {
             // If the engine has ended, the answer says so: its sender is gone.
             let _ = requests.send(request);
         }
-        Answer { events, gone }
+        Ok(answer)
+    }
+}
+
+impl Wanted {
+    fn bytes(&self, plan: &Plan) -> u64 {
+        plan.answer_bytes(self.prompt.len().saturating_add(self.max_tokens))
     }
 }
 
@@ -106,6 +133,7 @@ impl Drop for Engine {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.memory.forget(self.model);
     }
 }
 
@@ -128,8 +156,17 @@ struct Request {
     gone: Arc<AtomicBool>,
 }
 
+impl Request {
+    fn new(wanted: Wanted) -> (Self, Answer) {
+        let (reply, events) = sync_channel(EVENTS_AHEAD);
+        let gone = Arc::new(AtomicBool::new(false));
+        (Self { wanted, reply, gone: Arc::clone(&gone) }, Answer { events, gone })
+    }
+}
+
 /// A request that has its share of every step.
 struct Sequence {
+    asker: Asker,
     /// The prompt, then the answer, with room for all of it.
     tokens: Zeroizing<Vec<u32>>,
     prompt_tokens: usize,
@@ -139,6 +176,8 @@ struct Sequence {
     guess: Zeroizing<Vec<u32>>,
     guesser: Guesser,
     cache: KvCache,
+    /// The memory that it was given, until it has ended.
+    place: Option<Place>,
     sampler: Sampler,
     cancel: Cancel,
     gone: Arc<AtomicBool>,
@@ -153,26 +192,40 @@ struct Driver {
     threads: Arc<Threads>,
     is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
     incoming: Receiver<Request>,
+    plan: Plan,
+    memory: KvMemory,
+    model: u64,
     scratch: Scratch,
     waiting: VecDeque<Request>,
     running: VecDeque<Sequence>,
     tally: Arc<Tally>,
+    turns: Turns,
 }
 
 impl Driver {
+    fn new(
+        decoder: Arc<Decoder>,
+        threads: Arc<Threads>,
+        is_end: Box<dyn Fn(u32) -> bool + Send + Sync>,
+        incoming: Receiver<Request>,
+        plan: Plan,
+        memory: KvMemory,
+    ) -> Self {
+        let (scratch, turns, model) = (Scratch::default(), Turns::default(), memory.enrol());
+        let (waiting, running, tally) = (VecDeque::new(), VecDeque::new(), Arc::default());
+        Self { decoder, threads, is_end, incoming, plan, memory, model, scratch, waiting, running, tally, turns }
+    }
+
     /// Until the engine is dropped and nothing runs any more.
     fn drive(&mut self) {
         let mut open = true;
         while open || !self.running.is_empty() || !self.waiting.is_empty() {
             open &= self.take_requests();
-            self.admit();
-            self.running.iter_mut().for_each(Sequence::heed);
-            self.running.retain(|sequence| !sequence.is_over());
-            self.share_out();
+            self.settle();
             if self.running.iter().any(|sequence| sequence.part > 0) {
                 self.step();
-            } else if !self.running.is_empty() {
-                // All of them rest until somebody reads.
+            } else if !self.running.is_empty() || !self.waiting.is_empty() {
+                // All of them rest until somebody reads, or another model gives memory back.
                 match self.incoming.recv_timeout(REST) {
                     Ok(request) => self.waiting.push_back(request),
                     Err(RecvTimeoutError::Timeout) => {}
@@ -197,67 +250,6 @@ impl Driver {
                 Ok(request) => self.waiting.push_back(request),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
-            }
-        }
-    }
-
-    fn admit(&mut self) {
-        self.waiting.retain(|Request { wanted, reply, gone }| {
-            let is_cancelled = wanted.cancel.is_cancelled();
-            if is_cancelled {
-                // Nothing was sent before: there is room.
-                let _ = reply.try_send(Event::Cancelled);
-            }
-            !is_cancelled && !gone.load(Ordering::Relaxed)
-        });
-        while self.running.len() < MAX_RUNNING
-            && let Some(Request { wanted, reply, gone }) = self.waiting.pop_front()
-        {
-            let Wanted { prompt, max_tokens, sampler, speculate, cancel } = wanted;
-            let mut tokens = Zeroizing::new(Vec::with_capacity(prompt.len() + max_tokens));
-            tokens.extend_from_slice(&prompt);
-            self.running.push_back(Sequence {
-                prompt_tokens: tokens.len(),
-                max_tokens,
-                part: 0,
-                guess: Zeroizing::new(Vec::with_capacity(MOST_GUESSED + 1)),
-                guesser: Guesser::new(speculate, Arc::clone(&self.tally)),
-                sampler,
-                tokens,
-                cache: KvCache::new(),
-                cancel,
-                gone,
-                reply,
-                unsent: VecDeque::new(),
-                has_ended: false,
-            });
-        }
-    }
-
-    /// Decides what of each running sequence the next step computes: of an answer one token and what is guessed to follow, and of the
-    /// prompts a chunk, which is shared in turn.
-    fn share_out(&mut self) {
-        let answers = self.running.iter().filter(|sequence| !sequence.is_reading() && !sequence.rests()).count();
-        let readers = self.running.iter().filter(|sequence| sequence.is_reading() && !sequence.rests()).count();
-        let mut left = if answers == 0 { PROMPT_CHUNK } else { CHUNK_BESIDE_ANSWERS };
-        let fair = left.div_ceil(readers.max(1)).max(SMALLEST_PART);
-        // Who was served goes behind, so that with more readers than parts each has its turn.
-        if readers > 1 {
-            self.running.rotate_left(1);
-        }
-        for sequence in &mut self.running {
-            sequence.guess.clear();
-            sequence.part = if sequence.rests() {
-                0
-            } else if sequence.is_reading() {
-                fair.min(left).min(sequence.prompt_tokens - sequence.cache.len())
-            } else {
-                1
-            };
-            if sequence.is_reading() {
-                left -= sequence.part;
-            } else if answers as u64 <= MOST_GUESSING && sequence.part > 0 {
-                sequence.speculate();
             }
         }
     }
@@ -292,6 +284,36 @@ impl Driver {
 }
 
 impl Sequence {
+    fn begin(Request { wanted, reply, gone }: Request, place: Place, cache: KvCache, tally: &Arc<Tally>) -> Self {
+        let Wanted { asker, prompt, max_tokens, sampler, speculate, cancel } = wanted;
+        let mut tokens = Zeroizing::new(Vec::with_capacity(prompt.len() + max_tokens));
+        tokens.extend_from_slice(&prompt);
+        let mut sequence = Self {
+            asker,
+            prompt_tokens: tokens.len(),
+            max_tokens,
+            part: 0,
+            guess: Zeroizing::new(Vec::with_capacity(MOST_GUESSED + 1)),
+            guesser: Guesser::new(speculate, Arc::clone(tally)),
+            sampler,
+            tokens,
+            cache,
+            place: Some(place),
+            cancel,
+            gone,
+            reply,
+            unsent: VecDeque::new(),
+            has_ended: false,
+        };
+        sequence.send(Event::Begun);
+        sequence
+    }
+
+    /// Tokens of the prompt that no step computes yet; none of one that rests.
+    fn unread(&self) -> usize {
+        if self.rests() { 0 } else { self.prompt_tokens.saturating_sub(self.cache.len() + self.part) }
+    }
+
     /// Whether the prompt is not all in the cache yet.
     fn is_reading(&self) -> bool {
         self.cache.len() < self.prompt_tokens
@@ -321,6 +343,7 @@ impl Sequence {
 
     /// Takes the next token from the logits of what may follow, and the ones after it as far as the guess was right.
     fn choose(&mut self, logits: &mut [f32], vocabulary: usize, is_end: &(dyn Fn(u32) -> bool + Send + Sync)) {
+        self.remember_prompt();
         for (row, logits) in logits.chunks_exact_mut(vocabulary).enumerate() {
             let Some(id) = self.sampler.choose(logits) else { return self.end(Event::NotANumber) };
             if is_end(id) {
@@ -349,8 +372,25 @@ impl Sequence {
     fn end(&mut self, event: Event) {
         self.has_ended = true;
         // However long its reader takes.
-        self.cache = KvCache::new();
+        let mut cache = std::mem::replace(&mut self.cache, KvCache::new());
+        // Not the last token, which is chosen, but not computed with; nor what was guessed to come after the end.
+        cache.truncate(self.tokens.len().saturating_sub(1));
+        let is_whole = matches!(event, Event::End | Event::Length);
+        let pages = if is_whole { cache.full_pages().to_vec() } else { Vec::new() };
+        drop(cache);
+        if let Some(place) = self.place.take() {
+            place.leave(&self.tokens, pages, Instant::now());
+        }
         self.send(event);
+    }
+
+    /// As soon as the prompt was read, the next one that begins alike may use it.
+    fn remember_prompt(&self) {
+        if self.tokens.len() == self.prompt_tokens
+            && let Some(place) = &self.place
+        {
+            place.remember(&self.tokens, self.cache.full_pages(), Instant::now());
+        }
     }
 
     fn deliver(&mut self) {
@@ -384,11 +424,5 @@ impl Sequence {
 
 /// Tokens that may wait for a slow receiver before its sequence rests.
 const EVENTS_AHEAD: usize = 64;
-/// Sequences of a step; more wait for one to end.
-const MAX_RUNNING: usize = 64;
-/// Tokens of prompts in a step that also computes answers: such a step takes a few times as long as one without.
-const CHUNK_BESIDE_ANSWERS: usize = 32;
-/// So many tokens of a prompt at least, if there are so many: the weights are read for them anyway.
-const SMALLEST_PART: usize = 8;
 /// How long the engine rests when every receiver is behind.
 const REST: Duration = Duration::from_millis(1);

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::engine::{Event, Wanted};
+use crate::asker::Asker;
+use crate::engine::{Answer, Event, TooLarge, Wanted};
 use crate::model::{Model, Prompt};
 use crate::sample::{Sampler, Sampling, SamplingError};
 use crate::stream::TextStream;
@@ -53,6 +54,17 @@ pub enum FinishReason {
     Receiver,
 }
 
+/// A request in the engine's queue. Dropping it takes it back.
+pub struct Queued<'a>(Begun<'a>);
+
+/// An answer that the engine computes. Dropping it ends it.
+pub struct Begun<'a> {
+    model: &'a Model,
+    answer: Answer,
+    stops: Vec<Zeroizing<String>>,
+    prompt_tokens: usize,
+}
+
 /// Why there is no answer. Carries no text.
 #[derive(Clone, Copy, Debug, Error, PartialEq)]
 pub enum GenerateError {
@@ -73,6 +85,14 @@ pub enum GenerateError {
         max_tokens: usize,
         /// The model's context.
         context_length: usize,
+    },
+    /// The answer would take more memory than all answers together have.
+    #[error("the answer needs {needed} bytes of memory; for all answers together there are {total}")]
+    Memory {
+        /// Bytes for keys, values and buffers of prompt and answer.
+        needed: u64,
+        /// Bytes of the model's [`KvMemory`](crate::KvMemory).
+        total: u64,
     },
     /// The prompt was made by another model.
     #[error("the prompt does not fit this model's vocabulary")]
@@ -100,45 +120,39 @@ impl Model {
         cancel: &Cancel,
         on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
     ) -> Result<Finished, GenerateError> {
+        match self.submit(&Asker::NOBODY, prompt, sampling, max_tokens, cancel)?.begin()? {
+            Some(begun) => begun.receive(on_token),
+            None => {
+                let (reason, prompt_tokens) = (FinishReason::Cancelled, prompt.len());
+                Ok(Finished { reason, prompt_tokens, completion_tokens: 0 })
+            }
+        }
+    }
+
+    /// As [`Model::generate`], for somebody: puts the request in the queue. Who has least of the memory begins first.
+    ///
+    /// # Errors
+    /// As [`Model::generate`]; an answer for which there is not enough memory at all is refused with the numbers.
+    pub fn submit(
+        &self,
+        asker: &Asker,
+        prompt: &Prompt,
+        sampling: &Sampling,
+        max_tokens: usize,
+        cancel: &Cancel,
+    ) -> Result<Queued<'_>, GenerateError> {
         self.check(prompt, sampling, max_tokens)?;
-        let answer = self.engine.submit(Wanted {
+        let wanted = Wanted {
+            asker: *asker,
             prompt: Zeroizing::new(prompt.tokens().to_vec()),
             max_tokens,
             sampler: Sampler::new(sampling.clone(), prompt.tokens()),
             speculate: sampling.speculate,
             cancel: cancel.clone(),
-        });
-        let mut stream = TextStream::new(&sampling.stops, self.tokenizer.begins_with_space());
-        let mut last = None;
-        let mut count = 0;
-        let finished = |reason, count| Finished { reason, prompt_tokens: prompt.len(), completion_tokens: count };
-
-        let reason = loop {
-            let id = match answer.next() {
-                Event::Token(id) => id,
-                Event::End => break FinishReason::End,
-                Event::Length => break FinishReason::Length,
-                Event::Cancelled => return Ok(finished(FinishReason::Cancelled, count)),
-                Event::NotANumber => return Err(GenerateError::NotANumber),
-                Event::Failed => return Err(GenerateError::Engine),
-            };
-            last = Some(id);
-            count += 1;
-            let piece = stream.push(&self.tokenizer.bytes_of(id));
-            if on_token(Token { text: &piece.text, id, count }).is_break() {
-                return Ok(finished(FinishReason::Receiver, count));
-            }
-            if piece.stopped {
-                return Ok(finished(FinishReason::Stop, count));
-            }
         };
-        let rest = stream.finish();
-        if let Some(id) = last.filter(|_| !rest.text.is_empty())
-            && on_token(Token { text: &rest.text, id, count }).is_break()
-        {
-            return Ok(finished(FinishReason::Receiver, count));
-        }
-        Ok(finished(if rest.stopped { FinishReason::Stop } else { reason }, count))
+        let answer = self.engine.submit(wanted);
+        let answer = answer.map_err(|TooLarge { needed, total }| GenerateError::Memory { needed, total })?;
+        Ok(Queued(Begun { model: self, answer, stops: sampling.stops.clone(), prompt_tokens: prompt.len() }))
     }
 
     fn check(&self, prompt: &Prompt, sampling: &Sampling, max_tokens: usize) -> Result<(), GenerateError> {
@@ -154,6 +168,63 @@ impl Model {
             return Err(GenerateError::ForeignPrompt);
         }
         Ok(())
+    }
+}
+
+impl<'a> Queued<'a> {
+    /// Blocks until the answer has its place. None if it was cancelled before.
+    ///
+    /// # Errors
+    /// The engine failed.
+    pub fn begin(self) -> Result<Option<Begun<'a>>, GenerateError> {
+        match self.0.answer.next() {
+            Event::Begun => Ok(Some(self.0)),
+            Event::Cancelled => Ok(None),
+            Event::Token(_) | Event::End | Event::Length | Event::NotANumber | Event::Failed => {
+                Err(GenerateError::Engine)
+            }
+        }
+    }
+}
+
+impl Begun<'_> {
+    /// Blocks the calling thread, on which `on_token` is called, until the answer ends.
+    ///
+    /// # Errors
+    /// The model gives no numbers, or the engine failed.
+    pub fn receive(self, on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>) -> Result<Finished, GenerateError> {
+        let Self { model, answer, stops, prompt_tokens } = self;
+        let mut stream = TextStream::new(&stops, model.tokenizer.begins_with_space());
+        let mut last = None;
+        let mut count = 0;
+        let finished = |reason, count| Finished { reason, prompt_tokens, completion_tokens: count };
+
+        let reason = loop {
+            let id = match answer.next() {
+                Event::Token(id) => id,
+                Event::End => break FinishReason::End,
+                Event::Length => break FinishReason::Length,
+                Event::Cancelled => return Ok(finished(FinishReason::Cancelled, count)),
+                Event::NotANumber => return Err(GenerateError::NotANumber),
+                Event::Begun | Event::Failed => return Err(GenerateError::Engine),
+            };
+            last = Some(id);
+            count += 1;
+            let piece = stream.push(&model.tokenizer.bytes_of(id));
+            if on_token(Token { text: &piece.text, id, count }).is_break() {
+                return Ok(finished(FinishReason::Receiver, count));
+            }
+            if piece.stopped {
+                return Ok(finished(FinishReason::Stop, count));
+            }
+        };
+        let rest = stream.finish();
+        if let Some(id) = last.filter(|_| !rest.text.is_empty())
+            && on_token(Token { text: &rest.text, id, count }).is_break()
+        {
+            return Ok(finished(FinishReason::Receiver, count));
+        }
+        Ok(finished(if rest.stopped { FinishReason::Stop } else { reason }, count))
     }
 }
 

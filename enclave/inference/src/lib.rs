@@ -28,6 +28,7 @@ pub use model_header::gguf;
 
 #[cfg(test)]
 mod against_transformers;
+mod asker;
 mod decoder;
 mod encoder;
 mod engine;
@@ -39,12 +40,14 @@ mod template;
 mod threads;
 mod tokenizer;
 
+pub use asker::{Asker, PrefixScope};
 pub use decoder::WeightsError;
 pub use encoder::{
     EmbedError, EmbedOptions, Embedding, Encoder, EncoderError, EncoderFiles, EncoderWeightsError, MAX_TEXT_BYTES,
     MAX_TEXTS, PackError, Pooling, Vocabulary, VocabularyError,
 };
-pub use generate::{Cancel, FinishReason, Finished, GenerateError, Token};
+pub use engine::KvMemory;
+pub use generate::{Begun, Cancel, FinishReason, Finished, GenerateError, Queued, Token};
 pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };

@@ -4,12 +4,12 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use model_header::{Config, ConfigError, KV_PAGE, PROMPT_CHUNK};
+use model_header::{Config, ConfigError, PROMPT_CHUNK, Plan};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::decoder::{Decoder, KvCache, Run, Scratch, WeightsError};
-use crate::engine::{Engine, Tally};
+use crate::engine::{Engine, KvMemory, Tally};
 use crate::gguf::{GgufError, Header, TensorInfo};
 use crate::template::{Rendering, Template, TemplateError};
 use crate::threads::{Threads, ThreadsError};
@@ -22,6 +22,7 @@ pub struct Model {
     pub(crate) tokenizer: Arc<Tokenizer>,
     threads: Arc<Threads>,
     pub(crate) engine: Engine,
+    plan: Plan,
     template: Option<Template>,
 }
 
@@ -178,10 +179,19 @@ impl Model {
         let mut data = begun.chain(file);
         let load = || Decoder::load(config, &header, &mut data);
         let decoder = Arc::new(threads.run(load).unwrap_or_else(|_| Err(WeightsError::Panicked))?);
-        let is_end = Arc::clone(&tokenizer);
-        let engine = Engine::start(Arc::clone(&decoder), Arc::clone(&threads), move |id| is_end.is_end(id))?;
+        let plan = Plan::of(&header, &decoder.config);
+        let engine = start_engine(&decoder, &threads, &tokenizer, plan, KvMemory::unbounded())?;
         let name = header.optional_text("general.name")?.unwrap_or_default().to_owned();
-        Ok(Self { name, decoder, tokenizer, threads, engine, template })
+        Ok(Self { name, decoder, tokenizer, threads, engine, plan, template })
+    }
+
+    /// Answers within `memory`, which other models may share. Until this is called, nothing bounds what answers take together.
+    ///
+    /// # Errors
+    /// The engine's thread could not be started.
+    pub fn within(self, memory: &KvMemory) -> Result<Self, ThreadsError> {
+        let engine = start_engine(&self.decoder, &self.threads, &self.tokenizer, self.plan, memory.clone())?;
+        Ok(Self { engine, ..self })
     }
 
     /// The name that the file gives itself; empty if it gives none.
@@ -200,13 +210,6 @@ impl Model {
     #[must_use]
     pub fn vocabulary(&self) -> usize {
         self.decoder.config.vocabulary
-    }
-
-    /// Bytes of memory that a sequence of `tokens` (prompt and answer) takes when it has come to its end.
-    #[must_use]
-    pub fn sequence_bytes(&self, tokens: usize) -> usize {
-        let pages = tokens.div_ceil(KV_PAGE);
-        pages.saturating_mul(KV_PAGE * self.decoder.config.kv_bytes_per_token())
     }
 
     /// Threads of the engine's pool.
@@ -341,6 +344,17 @@ impl Role {
             Self::Assistant => "assistant",
         }
     }
+}
+
+fn start_engine(
+    decoder: &Arc<Decoder>,
+    threads: &Arc<Threads>,
+    tokenizer: &Arc<Tokenizer>,
+    plan: Plan,
+    memory: KvMemory,
+) -> Result<Engine, ThreadsError> {
+    let tokenizer = Arc::clone(tokenizer);
+    Engine::start(Arc::clone(decoder), Arc::clone(threads), move |id| tokenizer.is_end(id), plan, memory)
 }
 
 /// Ten times the header of a model with a vocabulary of a quarter million.

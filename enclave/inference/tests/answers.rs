@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::quantized::GgmlDType;
 use inference::{
-    Cancel, FinishReason, Finished, GenerateError, LoadOptions, Message, Model, Prompt, Role, Sampling, SamplingError,
-    Token,
+    Cancel, FinishReason, Finished, GenerateError, KvMemory, LoadOptions, Message, Model, Plan, Prompt, Role, Sampling,
+    SamplingError, Token,
 };
 use making::{Data, Gguf, Random, Shape, random_model};
 use zeroize::Zeroizing;
@@ -160,6 +160,20 @@ fn what_might_not_fit_the_context_is_refused_with_the_numbers() {
         assert_eq!(ask(max_tokens).err(), Some(expected));
     }
     assert_eq!(ask(0).err(), Some(GenerateError::NoTokens));
+}
+
+#[test]
+fn what_never_fits_the_memory_is_refused_with_the_numbers_and_what_just_fits_is_answered() {
+    let file = random_model(&Shape::TINY, 1).to_bytes();
+    let needed = Plan::from_header(&file).unwrap().answer_bytes(64);
+    let mut on_token = |_: Token<'_>| ControlFlow::Continue(());
+    for (total, tokens, fits) in [(needed, 64, true), (needed, 65, false), (needed - 1, 64, false)] {
+        let model = Model::load(&file, &LoadOptions { threads: 1 }).unwrap().within(&KvMemory::new(total)).unwrap();
+        let prompt = model.prompt_of_tokens(&[4; 50]).unwrap();
+        let answer = model.generate(&prompt, &Sampling::greedy(), tokens - 50, &Cancel::new(), &mut on_token);
+        let needed = Plan::from_header(&file).unwrap().answer_bytes(tokens);
+        assert_eq!(answer.err(), if fits { None } else { Some(GenerateError::Memory { needed, total }) });
+    }
 }
 
 #[test]

@@ -42,10 +42,15 @@ impl Plan {
     /// A malformed or unsupported file.
     pub fn from_header(file: &[u8]) -> Result<Self, PlanError> {
         let header = Header::parse(file)?;
-        let config = Config::read(&header)?;
+        Ok(Self::of(&header, &Config::read(&header)?))
+    }
+
+    /// The same of a header that was read.
+    #[must_use]
+    pub fn of(header: &Header<'_>, config: &Config) -> Self {
         let resident = header.tensors().map(|(_, info)| resident_bytes(info));
         let vectors = header.tensors().filter(|(_, info)| info.shape.len() < 2).map(|(_, info)| info.bytes);
-        Ok(Self {
+        Self {
             weights_bytes: resident.fold(0, usize::saturating_add),
             kv_bytes_per_token: config.kv_bytes_per_token(),
             context_length: config.context_length,
@@ -57,8 +62,8 @@ impl Plan {
                 .saturating_mul(2)
                 .saturating_add(READ_AT_ONCE)
                 .saturating_add(header.data_offset().saturating_mul(2)),
-            activations: Activations::of(&config),
-        })
+            activations: Activations::of(config),
+        }
     }
 
     /// Bytes that keys and values of a sequence of so many tokens take: whole pages.
@@ -66,6 +71,13 @@ impl Plan {
     pub fn sequence_bytes(&self, tokens: usize) -> u64 {
         let positions = (tokens as u64).div_ceil(KV_PAGE as u64).saturating_mul(KV_PAGE as u64);
         positions.saturating_mul(self.kv_bytes_per_token as u64)
+    }
+
+    /// Bytes that are set aside for an answer of so many tokens (prompt and answer) before it begins: its keys and values, and what
+    /// computing takes for each answer.
+    #[must_use]
+    pub fn answer_bytes(&self, tokens: usize) -> u64 {
+        self.sequence_bytes(tokens).saturating_add(self.activations.of_an_answer())
     }
 }
 
@@ -116,6 +128,11 @@ impl Activations {
             per_guess: 7 * (config.vocabulary + 2 * width),
             per_thread: 32 * group * (3 * config.head_width + 64),
         }
+    }
+
+    /// Bytes that each answer takes of it.
+    fn of_an_answer(&self) -> u64 {
+        (self.per_row as u64).saturating_add(self.per_answer as u64).saturating_mul(size_of::<f32>() as u64)
     }
 
     /// Bytes for `sequences` answers at the same time, each of at most `tokens` (prompt and answer), on `threads`.

@@ -19,6 +19,8 @@ pub(super) struct ChatRequest {
     pub(super) max_tokens: Option<usize>,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
+    /// Requests of this tenant that give the same may use what was computed of a common beginning; none: nothing is kept.
+    pub(super) cache_salt: Option<Zeroizing<String>>,
 }
 
 impl ChatRequest {
@@ -39,6 +41,7 @@ impl ChatRequest {
             frequency_penalty,
             logit_bias,
             speculation,
+            cache_salt,
             seed,
             stop,
             stream,
@@ -63,6 +66,10 @@ impl ChatRequest {
         }
         if logprobs == Some(true) {
             return Err("logprobs are not supported");
+        }
+        let cache_salt = cache_salt.map(|Text(salt)| salt);
+        if cache_salt.as_ref().is_some_and(|salt| salt.is_empty() || salt.len() > MAX_SALT_BYTES) {
+            return Err("cache_salt must be a text of 1 to 256 bytes");
         }
         let stream = stream.unwrap_or(false);
         let max_tokens = match max_completion_tokens.or(max_tokens) {
@@ -104,6 +111,7 @@ impl ChatRequest {
             max_tokens,
             stream,
             include_usage: stream && stream_options.is_some_and(|options| options.include_usage == Some(true)),
+            cache_salt,
         })
     }
 }
@@ -172,6 +180,9 @@ fn random_seed() -> Result<u64, &'static str> {
     Ok(u64::from_le_bytes(seed))
 }
 
+/// Long enough for 256 random bits in any encoding.
+const MAX_SALT_BYTES: usize = 256;
+
 #[derive(Deserialize)]
 struct Wire {
     model: String,
@@ -188,6 +199,8 @@ struct Wire {
     logit_bias: Option<BTreeMap<String, f64>>,
     /// Ours: whether the pace of the answer may show how far it copies its prompt.
     speculation: Option<bool>,
+    /// As vLLM names it: keys and values of a common beginning are shared by requests that give the same.
+    cache_salt: Option<Text>,
     seed: Option<i64>,
     stop: Option<Stop>,
     stream: Option<bool>,
@@ -368,6 +381,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_kept_of_a_prompt_unless_the_request_gives_a_salt() {
+        let salt = |members| parse(members).unwrap().cache_salt;
+        assert!(salt("").is_none() && salt(r#","cache_salt":null"#).is_none());
+        assert!(salt(r#","prompt_cache_key":"k","user":"u""#).is_none(), "what clients send unasked turns nothing on");
+        assert_eq!(*salt(r#","cache_salt":"aä""#).unwrap(), "a\u{e4}");
+    }
+
+    #[test]
     fn nulls_stand_for_absent_members() {
         let request = parse(r#","max_tokens":null,"stop":null,"stream":null,"temperature":null,"tools":null"#).unwrap();
         assert!(request.max_tokens.is_none() && !request.stream && request.sampling.stops.is_empty());
@@ -401,6 +422,9 @@ mod tests {
             r#","logit_bias":{"one":1}"#,
             r#","logit_bias":{"07":1}"#,
             r#","speculation":"yes""#,
+            r#","cache_salt":"""#,
+            r#","cache_salt":true"#,
+            &format!(r#","cache_salt":"{}""#, "s".repeat(257)),
             r#","stop":[1]"#,
             r#","stop":["a","b","c","d","e"]"#,
             r#","stop":"""#,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use inference::Model;
+use inference::{Asker, Model};
 use sealing::http::{Method, Request};
 use sealing::message::Suite;
 use sealing::raw_aes::WrappingKey;
@@ -32,6 +32,7 @@ pub(super) enum Task {
 pub(super) struct Chat {
     pub(super) model: Arc<Model>,
     pub(super) request: ChatRequest,
+    pub(super) asker: Asker,
 }
 
 impl Task {
@@ -67,7 +68,8 @@ fn task(service: &Service, opened: &Opened, request: &Request<'_>) -> Result<Tas
         (Method::Post, "/v1/chat/completions") => {
             let request = ChatRequest::parse(request.body()).map_err(InnerError::InvalidRequest)?;
             let model = service.models.get(&request.model).ok_or(InnerError::UnknownModel)?;
-            Ok(Task::Chat(Box::new(Chat { model: Arc::clone(model), request })))
+            let asker = opened.tenant.asker(request.cache_salt.as_deref().map(String::as_str));
+            Ok(Task::Chat(Box::new(Chat { model: Arc::clone(model), request, asker })))
         }
         _ => Err(InnerError::InvalidRequest("expected POST /v1/chat/completions or GET /v1/models")),
     }

@@ -4,7 +4,7 @@
 //! header -> context and key -> authenticated -> first time -> body -> true end     (open)
 //!        -> strict HTTP -> not expired, for us -> valid chat request               (inner)
 //!        -> a key for the answer                                                   (reply)
-//!        -> a place in the engine -> tokens -> sealed frames                       (produce)
+//!        -> tokens of the prompt -> a place in the engine -> an answer, sealed     (produce)
 //! ```
 //! Up to the third line a refusal is the parent's to see, so there is one code for everything that went wrong with the
 //! message. From there on everything is said inside a sealed answer.
@@ -30,7 +30,7 @@ use crate::service::{AnswerBody, PieceSender, Service};
 use crate::tenant::Share;
 
 use inner::{InnerError, Order, Task};
-use produce::Production;
+use produce::{Production, Terms};
 
 /// Opens a request and begins to answer it.
 pub(crate) async fn answer(service: Arc<Service>, body: Incoming) -> Result<AnswerBody, Refusal> {
@@ -91,18 +91,14 @@ struct Work {
 impl Work {
     async fn run(self, service: Arc<Service>, production: Production, tenant: Hash<32>) {
         let Self { task, deadline, expires, cancel, places } = self;
-        let slot = match &task {
-            Ok(Task::Chat(_)) => match wait_for_engine(&service, deadline, &production.sender).await {
+        let preparing = match &task {
+            Ok(Task::Chat(_)) => match wait_to_prepare(&service, deadline, &production.sender).await {
                 Slot::Free(slot) => Some(slot),
                 Slot::TimeIsOver => return finish(produce_error(production, InnerError::Timeout).await, tenant),
                 Slot::NobodyWaits => return log::write(Event::Abandoned { tenant }),
             },
             Ok(Task::Models) | Err(_) => None,
         };
-        // The wait, too, must end before the customer's own limit.
-        if slot.is_some() && service.clock.unix_seconds() >= expires {
-            return finish(produce_error(production, InnerError::Expired).await, tenant);
-        }
         let late = Arc::new(AtomicBool::new(false));
         let timer = tokio::spawn({
             let (late, cancel) = (Arc::clone(&late), cancel.clone());
@@ -112,11 +108,12 @@ impl Work {
                 cancel.cancel();
             }
         });
+        let terms = Terms { cancel, late, expires };
         // A panic in here ends this answer, whose reader sees the stream reset.
-        let produced =
-            tokio::task::spawn_blocking(move || production.run(&service, task, &cancel, &late)).await.unwrap_or(None);
+        let produced = tokio::task::spawn_blocking(move || production.run(&service, task, &terms, preparing));
+        let produced = produced.await.unwrap_or(None);
         timer.abort();
-        drop((slot, places));
+        drop(places);
         finish(produced, tenant);
     }
 }
@@ -127,10 +124,11 @@ enum Slot {
     NobodyWaits,
 }
 
-/// Answers are computed a few at a time; the others wait in their order.
-async fn wait_for_engine(service: &Service, deadline: Instant, sender: &PieceSender) -> Slot {
+/// Prompts are made ready a few at a time, which leaves the cores to the engine; the others wait in their order. (In the engine they
+/// wait by whose turn it is.)
+async fn wait_to_prepare(service: &Service, deadline: Instant, sender: &PieceSender) -> Slot {
     tokio::select! {
-        slot = timeout_at(deadline, Arc::clone(&service.engine).acquire_owned()) => match slot {
+        slot = timeout_at(deadline, Arc::clone(&service.preparing).acquire_owned()) => match slot {
             Ok(Ok(slot)) => Slot::Free(slot),
             Ok(Err(_)) | Err(_) => Slot::TimeIsOver,
         },

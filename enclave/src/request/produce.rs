@@ -1,19 +1,21 @@
 //! Making the answer, on a blocking thread: content first, padded to whole frames, then sealed, then handed over.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use inference::{Cancel, FinishReason, Finished, GenerateError, Message, Prompt, PromptError, Token};
+use inference::{Begun, Cancel, FinishReason, Finished, GenerateError, Message, PromptError, Queued};
 use sealing::SecretBytes;
 use sealing::http::{ResponseHead, SsePacker, padding};
 use sealing::message::MessageId;
 use sealing::writer::MessageWriter;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 use zeroize::Zeroizing;
 
 use super::inner::{Chat, InnerError, Task};
-use crate::service::{BudgetError, Piece, PieceSender, Service};
+use crate::service::{Piece, PieceSender, Service};
 
 /// A sealed answer in the making.
 pub(super) struct Production {
@@ -27,6 +29,16 @@ pub(super) struct Production {
     pub(super) frames: u64,
 }
 
+/// Until when an answer may be made.
+pub(super) struct Terms {
+    /// Set when nobody reads any more, and when it is late.
+    pub(super) cancel: Cancel,
+    /// The deadline has passed.
+    pub(super) late: Arc<AtomicBool>,
+    /// Unix seconds; nothing is begun after it.
+    pub(super) expires: u64,
+}
+
 /// The answer cannot go on: nobody reads it, or it cannot be sealed. It is dropped, and the stream is reset.
 struct Gone;
 
@@ -36,13 +48,13 @@ impl Production {
         self,
         service: &Service,
         task: Result<Task, InnerError>,
-        cancel: &Cancel,
-        late: &AtomicBool,
+        terms: &Terms,
+        preparing: Option<OwnedSemaphorePermit>,
     ) -> Option<u64> {
         match task {
             Err(error) => self.error(error),
             Ok(Task::Models) => self.models(service),
-            Ok(Task::Chat(chat)) => self.chat(service, &chat, cancel, late),
+            Ok(Task::Chat(chat)) => self.chat(service, &chat, terms, preparing),
         }
     }
 
@@ -60,8 +72,14 @@ impl Production {
         self.json(200, &ModelList { object: "list", data }).ok()
     }
 
-    fn chat(self, service: &Service, chat: &Chat, cancel: &Cancel, late: &AtomicBool) -> Option<u64> {
-        let Chat { model, request } = chat;
+    fn chat(
+        self,
+        service: &Service,
+        chat: &Chat,
+        terms: &Terms,
+        preparing: Option<OwnedSemaphorePermit>,
+    ) -> Option<u64> {
+        let Chat { model, request, asker } = chat;
         let messages: Vec<Message<'_>> =
             request.messages.iter().map(|(role, content)| Message { role: *role, content }).collect();
         let prompt = match model.prompt(&messages) {
@@ -70,22 +88,26 @@ impl Production {
         };
         let most = service.configuration.limits.max_tokens;
         let max_tokens = request.max_tokens.unwrap_or(most).min(most).min(model.room_after(&prompt));
-        let bytes = model.sequence_bytes(prompt.len().saturating_add(max_tokens)) as u64;
-        let _memory = match service.memory.take(bytes) {
-            Ok(taken) => taken,
-            Err(BudgetError::Busy) => return self.error(InnerError::Busy),
-            Err(BudgetError::Never) => return self.error(InnerError::ContextTooLong),
+        let queued = model.submit(asker, &prompt, &request.sampling, max_tokens, &terms.cancel);
+        drop(preparing);
+        let begun = match queued.and_then(Queued::begin) {
+            Ok(Some(begun)) => begun,
+            Ok(None) if terms.late.load(Ordering::Relaxed) => return self.error(InnerError::Timeout),
+            Ok(None) => return None,
+            Err(error) => return self.error(generate_error(error)),
         };
+        // The wait, too, must end before the customer's own limit.
+        if service.clock.unix_seconds() >= terms.expires {
+            return self.error(InnerError::Expired);
+        }
         let answering = Answering {
             chat,
-            prompt,
             max_tokens,
-            cancel,
-            late,
+            late: &terms.late,
             id: format!("chatcmpl-{:.24}", self.writer.message_id().to_string()),
             created: service.clock.unix_seconds(),
         };
-        let made = if request.stream { answering.stream(self) } else { answering.whole(self) };
+        let made = if request.stream { answering.stream(begun, self) } else { answering.whole(begun, self) };
         made.ok()
     }
 
@@ -136,9 +158,7 @@ impl Production {
 /// Everything about one chat answer but where it goes.
 struct Answering<'a> {
     chat: &'a Chat,
-    prompt: Prompt,
     max_tokens: usize,
-    cancel: &'a Cancel,
     late: &'a AtomicBool,
     id: String,
     created: u64,
@@ -146,13 +166,13 @@ struct Answering<'a> {
 
 impl Answering<'_> {
     /// Server-Sent Events: one token, one frame.
-    fn stream(&self, mut to: Production) -> Result<u64, Gone> {
+    fn stream(&self, begun: Begun<'_>, mut to: Production) -> Result<u64, Gone> {
         let mut packer = SsePacker::new(to.frame_length).map_err(|_| Gone)?;
         to.head(200, "text/event-stream", None)?;
         self.event(&mut packer, &self.chunk(Delta { role: Some("assistant"), content: Some("") }, None))?;
         to.frames(packer.frame().as_bytes())?;
         let mut gone = false;
-        let finished = self.generate(&mut |token| {
+        let finished = begun.receive(&mut |token| {
             // A token whose text is held back still takes its frame: how many go out does not depend on lengths.
             let event = if token.text.is_empty() {
                 Ok(())
@@ -166,7 +186,7 @@ impl Answering<'_> {
         if gone {
             return Err(Gone);
         }
-        match finished.and_then(|finished| Ok((finished, self.reason(finished)?))) {
+        match self.reason(finished) {
             Ok((finished, reason)) => {
                 self.event(&mut packer, &self.chunk(Delta { role: None, content: None }, Some(reason)))?;
                 if self.chat.request.include_usage {
@@ -187,13 +207,13 @@ impl Answering<'_> {
     }
 
     /// One JSON document.
-    fn whole(&self, to: Production) -> Result<u64, Gone> {
+    fn whole(&self, begun: Begun<'_>, to: Production) -> Result<u64, Gone> {
         let mut text = SecretBytes::with_capacity(self.max_tokens.min(4096) * 8);
-        let finished = self.generate(&mut |token| {
+        let finished = begun.receive(&mut |token| {
             text.extend(token.text.as_bytes());
             if to.sender.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        let (finished, reason) = match finished.and_then(|finished| Ok((finished, self.reason(finished)?))) {
+        let (finished, reason) = match self.reason(finished) {
             Ok(finished) => finished,
             Err(Fault::Gone) => return Err(Gone),
             Err(Fault::Inner(error)) => return to.json(error.status(), &ErrorBody::of(error)),
@@ -216,25 +236,12 @@ impl Answering<'_> {
         )
     }
 
-    fn generate(&self, on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>) -> Result<Finished, Fault> {
-        let Chat { model, request } = self.chat;
-        model.generate(&self.prompt, &request.sampling, self.max_tokens, self.cancel, on_token).map_err(|error| {
-            Fault::Inner(match error {
-                GenerateError::ContextTooLong { .. } => InnerError::ContextTooLong,
-                GenerateError::Sampling(_) | GenerateError::NoTokens => {
-                    InnerError::InvalidRequest("a sampling parameter is out of range")
-                }
-                GenerateError::ForeignPrompt | GenerateError::NotANumber | GenerateError::Engine => {
-                    InnerError::Internal
-                }
-            })
-        })
-    }
-
-    fn reason(&self, finished: Finished) -> Result<&'static str, Fault> {
+    /// How it ended, in the words of the API.
+    fn reason(&self, finished: Result<Finished, GenerateError>) -> Result<(Finished, &'static str), Fault> {
+        let finished = finished.map_err(|error| Fault::Inner(generate_error(error)))?;
         match finished.reason {
-            FinishReason::End | FinishReason::Stop => Ok("stop"),
-            FinishReason::Length => Ok("length"),
+            FinishReason::End | FinishReason::Stop => Ok((finished, "stop")),
+            FinishReason::Length => Ok((finished, "length")),
             FinishReason::Cancelled if self.late.load(Ordering::Relaxed) => Err(Fault::Inner(InnerError::Timeout)),
             FinishReason::Cancelled | FinishReason::Receiver => Err(Fault::Gone),
         }
@@ -264,6 +271,16 @@ impl Answering<'_> {
 enum Fault {
     Gone,
     Inner(InnerError),
+}
+
+fn generate_error(error: GenerateError) -> InnerError {
+    match error {
+        GenerateError::ContextTooLong { .. } | GenerateError::Memory { .. } => InnerError::ContextTooLong,
+        GenerateError::Sampling(_) | GenerateError::NoTokens => {
+            InnerError::InvalidRequest("a sampling parameter is out of range")
+        }
+        GenerateError::ForeignPrompt | GenerateError::NotANumber | GenerateError::Engine => InnerError::Internal,
+    }
 }
 
 fn prompt_error(error: PromptError) -> InnerError {

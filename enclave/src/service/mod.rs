@@ -4,7 +4,6 @@
 //! header lists, resets, idle time, bodies. A panic in one stream ends that stream.
 
 mod body;
-mod budget;
 mod routes;
 mod server;
 
@@ -15,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use attestation::keyset::Keyset;
+use inference::{KvMemory, Model};
 use tokio::sync::Semaphore;
 
 use crate::attester::Attester;
@@ -24,12 +24,12 @@ use crate::configuration::Configuration;
 use crate::key_policy::{self, KeyPolicies};
 use crate::kms::Kms;
 use crate::log::{self, Event};
+use crate::memory;
 use crate::platform::Clock;
 use crate::replay::{Quota, ReplaySet};
 use crate::tenant::Shares;
 
 pub(crate) use body::{AnswerBody, Piece, PieceSender};
-pub(crate) use budget::{Budget, BudgetError};
 
 /// What all requests share.
 pub(crate) struct Service {
@@ -45,14 +45,13 @@ pub(crate) struct Service {
     pub(crate) requests: Arc<Semaphore>,
     /// How many of them are each tenant's.
     pub(crate) shares: Arc<Shares>,
-    /// Answers that the engine computes at once.
-    pub(crate) engine: Arc<Semaphore>,
-    /// Bytes that their KV caches may take together.
-    pub(crate) memory: Arc<Budget>,
+    /// Prompts that are made ready for the engine at once.
+    pub(crate) preparing: Arc<Semaphore>,
     /// What customers' key policies leave open.
     pub(crate) key_policies: KeyPolicies,
     model_key_policy: String,
     manifests: BTreeMap<String, [u8; 48]>,
+    memory: KvMemory,
     release: u64,
     cache: Mutex<DataKeyCache>,
     replays: Mutex<ReplaySet>,
@@ -60,7 +59,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    fn new(loaded: Loaded) -> (Self, address::Address) {
+    fn new(loaded: Loaded) -> Result<(Self, address::Address), ServeError> {
         let Loaded { parts, models, key_policies } = loaded;
         let accepted = parts.accepted();
         let crate::boot::Parts {
@@ -77,14 +76,19 @@ impl Service {
             kms,
         } = parts;
         let manifests = models.iter().map(|(name, loaded)| (name.clone(), loaded.manifest_sha384)).collect();
-        let models = models.into_iter().map(|(name, loaded)| (name, Arc::new(loaded.model))).collect();
-        let engine = std::thread::available_parallelism().map_or(1, usize::from).max(ANSWERS_AT_ONCE);
+        // Half of what is available now, which is after the models were loaded: the other half is for what steps take, for messages,
+        // and for what an estimate forgets.
+        let memory = KvMemory::new(memory::available() / 2);
+        let within = |model: Model| model.within(&memory).map(Arc::new).map_err(|_| ServeError::Internal);
+        let models = models.into_iter().map(|(name, loaded)| Ok((name, within(loaded.model)?)));
+        let models = models.collect::<Result<_, ServeError>>()?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let service = Self {
             uploads: Arc::new(Semaphore::new(configuration.limits.concurrent_requests.saturating_mul(4))),
             requests: Arc::new(Semaphore::new(configuration.limits.concurrent_requests)),
             shares: Arc::default(),
-            engine: Arc::new(Semaphore::new(engine)),
-            memory: Arc::new(Budget::of_this_machine()),
+            preparing: Arc::new(Semaphore::new(cores)),
+            memory,
             key_policies: KeyPolicies::new(Arc::clone(&kms), Arc::clone(&clock), accepted),
             model_key_policy: key_policy::to_keyset_text(&key_policies),
             configuration,
@@ -99,7 +103,7 @@ impl Service {
             replays: Mutex::new(ReplaySet::new(Quota::default())),
             draining: AtomicBool::new(false),
         };
-        (service, listener)
+        Ok((service, listener))
     }
 
     /// What a client's document binds: one digest over everything that it relies on.
@@ -132,7 +136,7 @@ impl Service {
 
 /// The last phase: opens the door and serves until `shutdown`, or until the clock can no longer be believed.
 pub(crate) async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
-    let (service, address) = Service::new(loaded);
+    let (service, address) = Service::new(loaded)?;
     let service = Arc::new(service);
     let mut listener = address::listen_for_parent(&address).await?;
     log::write(Event::Boot { phase: log::Phase::Serving });
@@ -159,11 +163,12 @@ pub(crate) async fn run(loaded: Loaded, shutdown: impl Future<Output = ()> + Sen
     ended
 }
 
-/// Keys that are too old are wiped also when nobody asks for anything.
+/// Keys, and keys and values of prompts, that are too old are wiped also when nobody asks for anything.
 async fn sweep(service: Arc<Service>) {
     loop {
         tokio::time::sleep(SWEEP_EVERY).await;
         service.cache().sweep(Instant::now());
+        service.memory.sweep(Instant::now());
     }
 }
 
@@ -172,6 +177,3 @@ const KEYSET_SECONDS: u64 = 86_400;
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// How long requests in work are waited for at shutdown.
 const DRAIN: Duration = Duration::from_secs(20);
-/// Answers that share the engine's steps, on few cores too: the weights are read once for all of them. Their keys and values are
-/// what the memory budget allows.
-const ANSWERS_AT_ONCE: usize = 16;

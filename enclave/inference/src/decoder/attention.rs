@@ -1,5 +1,7 @@
 //! Grouped-query attention of all rows of a step.
 
+use std::sync::Arc;
+
 use kernels::{Attention, BLOCK, Family, KvPage, KvShape};
 use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
 use zeroize::Zeroizing;
@@ -12,7 +14,7 @@ pub(super) struct Attended<'a> {
     pub(super) first: usize,
     /// Rows.
     pub(super) count: usize,
-    pub(super) pages: &'a [KvPage],
+    pub(super) pages: &'a [Arc<KvPage>],
 }
 
 /// One layer.
@@ -45,7 +47,7 @@ impl Heads<'_> {
             let lengths: Vec<usize> =
                 (0..count).flat_map(|row| [sequence.first + start + row + 1].repeat(self.group)).collect();
             let needed = lengths.last().map_or(0, |length| length.div_ceil(BLOCK));
-            let pages: Vec<&[u8]> = sequence.pages.iter().take(needed).map(KvPage::bytes).collect();
+            let pages: Vec<&[u8]> = sequence.pages.iter().take(needed).map(|page| page.bytes()).collect();
             let mut attended = Zeroizing::new(vec![0.0; count * width]);
             let attention = Attention { shape: self.shape, layer: self.layer, kv_head, pages: &pages };
             attention.attend(self.family, &gathered, &lengths, &mut attended);

@@ -1,17 +1,26 @@
 //! Keys and values of one sequence, in pages.
 
+use std::sync::Arc;
+
 use kernels::{BLOCK, KvPage, KvShape};
 
-/// The KV cache of one sequence. Prompt and answer can be told from it, so each page is wiped on drop.
+/// The KV cache of one sequence. Prompt and answer can be told from it, so each page is wiped when nobody holds it any more.
+///
+/// Pages may be shared with other sequences that begin alike. A shared page is never written to.
 pub(crate) struct KvCache {
-    pages: Vec<KvPage>,
+    pages: Vec<Arc<KvPage>>,
     length: usize,
 }
 
 impl KvCache {
     /// Nothing yet, and no memory taken.
     pub(crate) fn new() -> Self {
-        Self { pages: Vec::new(), length: 0 }
+        Self::of_pages(Vec::new())
+    }
+
+    /// What others have computed: full pages, from position 0 on.
+    pub(crate) fn of_pages(pages: Vec<Arc<KvPage>>) -> Self {
+        Self { length: pages.len() * BLOCK, pages }
     }
 
     /// Tokens in the cache.
@@ -25,20 +34,35 @@ impl KvCache {
         self.pages.truncate(self.length.div_ceil(BLOCK));
     }
 
+    /// The pages that will not be written to any more, unless tokens are forgotten.
+    pub(crate) fn full_pages(&self) -> &[Arc<KvPage>] {
+        self.pages.get(..self.length / BLOCK).unwrap_or_default()
+    }
+
     /// Takes pages for `count` more tokens.
     pub(super) fn reserve(&mut self, shape: &KvShape, count: usize) {
+        if !self.length.is_multiple_of(BLOCK)
+            && let Some(last) = self.pages.last_mut()
+            && Arc::get_mut(last).is_none()
+        {
+            // What follows on a shared page is written to a page of one's own.
+            let mut own = KvPage::zeroed(shape);
+            own.bytes_mut().copy_from_slice(last.bytes());
+            *last = Arc::new(own);
+        }
         let needed = (self.length + count).div_ceil(BLOCK);
         while self.pages.len() < needed {
-            self.pages.push(KvPage::zeroed(shape));
+            self.pages.push(Arc::new(KvPage::zeroed(shape)));
         }
     }
 
-    pub(super) fn pages(&self) -> &[KvPage] {
+    pub(super) fn pages(&self) -> &[Arc<KvPage>] {
         &self.pages
     }
 
-    pub(super) fn pages_mut(&mut self) -> &mut [KvPage] {
-        &mut self.pages
+    /// The page of a position that was reserved: nobody else holds it.
+    pub(super) fn page_mut(&mut self, position: usize) -> Option<&mut KvPage> {
+        self.pages.get_mut(position / BLOCK).and_then(Arc::get_mut)
     }
 
     /// Takes note that every layer has got `count` more positions.

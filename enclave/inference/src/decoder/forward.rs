@@ -119,7 +119,7 @@ impl Decoder {
             let rows = row..row + run.tokens.len();
             let keys = keys.chunks_exact(key_value).zip(values.chunks_exact(key_value)).skip(row).take(rows.len());
             for (position, (keys, values)) in (first..).zip(keys) {
-                let Some(page) = run.cache.pages_mut().get_mut(position / BLOCK) else { continue };
+                let Some(page) = run.cache.page_mut(position) else { continue };
                 let heads = keys.chunks_exact(self.config.head_width).zip(values.chunks_exact(self.config.head_width));
                 for (head, (key, value)) in heads.enumerate() {
                     write_kv(&self.kv_shape, page.bytes_mut(), index, head, position % BLOCK, key, value);
