@@ -5,7 +5,7 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use crate::LANES;
 use crate::format::Format;
-use crate::pack::{pack_row, unpack_row};
+use crate::pack::{pack_tile, unpack_row};
 use crate::store::Store;
 
 /// A matrix of weights (outputs, inputs) in tiles, held once. See [`Format`] for how it lies.
@@ -76,11 +76,7 @@ impl Packed {
             return Err(PackError::Bytes { expected, found: rows.len() });
         }
         let tiles = self.store.bytes_mut().par_chunks_exact_mut(format.tile_bytes(inputs)).skip(first / LANES);
-        tiles.zip(rows.par_chunks(row_bytes * LANES)).for_each(|(tile, rows)| {
-            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-                pack_row(format, row, inputs, lane, tile);
-            }
-        });
+        tiles.zip(rows.par_chunks(row_bytes * LANES)).for_each(|(tile, rows)| pack_tile(format, rows, inputs, tile));
         Ok(())
     }
 

@@ -137,6 +137,9 @@ impl Job {
                         Format::Bf16 => $function::<BF16, $rows, $tiles>(self, place),
                         Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, place),
                         Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, place),
+                        Format::Q4_1 => $function::<Q4_1, $rows, $tiles>(self, place),
+                        Format::Q5_0 => $function::<Q5_0, $rows, $tiles>(self, place),
+                        Format::Q5_1 => $function::<Q5_1, $rows, $tiles>(self, place),
                         Format::Q4K => $function::<Q4K, $rows, $tiles>(self, place),
                         Format::Q5K => $function::<Q5K, $rows, $tiles>(self, place),
                         Format::Q6K => $function::<Q6K, $rows, $tiles>(self, place),
@@ -200,6 +203,9 @@ const Q4_0: u8 = 4;
 const Q4K: u8 = 5;
 const Q5K: u8 = 6;
 const Q6K: u8 = 7;
+const Q4_1: u8 = 8;
+const Q5_0: u8 = 9;
+const Q5_1: u8 = 10;
 
 /// # Safety
 /// As [`block`], on a processor with these instructions.

@@ -41,8 +41,8 @@ fn tensor(format: Format, outputs: usize, inputs: usize, random: &mut Random) ->
             Format::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
             Format::F16 => half(0, random.float()),
             Format::Bf16 => block.copy_from_slice(&half::bf16::from_f32(random.float()).to_le_bytes()),
-            Format::Q8_0 | Format::Q4_0 => half(0, random.float() * 0.01),
-            Format::Q4K | Format::Q5K => {
+            Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => half(0, random.float() * 0.01),
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
                 half(0, random.float() * 0.01);
                 half(2, random.float() * 0.01);
             }

@@ -1,6 +1,8 @@
 //! A few rows times one or two tiles: what the processor spends its time in.
 
-use super::{BF16, F16, F32, Job, Place, Q4_0, Q4K, Q5K, Q8_0};
+mod fallback;
+
+use super::{BF16, F16, F32, Job, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q8_0};
 use crate::format::{Format, K_HEAD, Q6_HEAD};
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
@@ -43,6 +45,18 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize, const N:
                     Q4_0 => {
                         q4_0::<V, M, N>(weights, rows, count, ahead, &mut part);
                         Format::Q4_0.super_bytes(count)
+                    }
+                    Q4_1 => {
+                        fallback::small::<V, false, true, M, N>(weights, rows, count, ahead, &mut part);
+                        Format::Q4_1.super_bytes(count)
+                    }
+                    Q5_0 => {
+                        fallback::small::<V, true, false, M, N>(weights, rows, count, ahead, &mut part);
+                        Format::Q5_0.super_bytes(count)
+                    }
+                    Q5_1 => {
+                        fallback::small::<V, true, true, M, N>(weights, rows, count, ahead, &mut part);
+                        Format::Q5_1.super_bytes(count)
                     }
                     Q4K => {
                         k::<V, false, M, N>(weights, rows, ahead, &mut part);
