@@ -14,6 +14,8 @@ pub struct Plan {
     pub kv_bytes_per_token: usize,
     /// Most tokens of a sequence.
     pub context_length: usize,
+    /// The context that the file states: more than `context_length` where attention would slide through a window from there on.
+    pub stated_context: usize,
     /// Number of weights.
     pub parameters: u64,
     /// Bytes of the file, which are held while the weights are loaded from it.
@@ -49,6 +51,7 @@ impl Plan {
             weights_bytes: resident.fold(0, usize::saturating_add),
             kv_bytes_per_token: config.kv_bytes_per_token(),
             context_length: config.context_length,
+            stated_context: config.stated_context,
             parameters: header.parameters(),
             file_bytes: header.file_bytes(),
             loading_bytes: vectors
