@@ -147,9 +147,9 @@ impl Told<'_> {
         line(format_args!("for {sequences} sequences of {context} tokens on {cpus} CPUs an enclave holds, in MiB:"));
         for (what, bytes) in [
             ("the image unpacked", unpacked),
-            ("the program", program),
+            ("the program, and the vocabulary", program),
             ("weights", weights),
-            ("the model's file, while it is loaded", loading),
+            ("buffers, while the model is loaded", loading),
             ("keys and values", keys_and_values),
             ("activations, at most", activations),
             ("requests and answers", messages),

@@ -30,6 +30,7 @@ mod decoder;
 mod engine;
 mod generate;
 mod model;
+mod opened;
 mod sample;
 mod stream;
 mod template;
@@ -42,6 +43,7 @@ pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };
 pub use model_header::{ConfigError, Plan, PlanError};
+pub use opened::Opened;
 pub use sample::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE, Sampling, SamplingError};
 pub use template::{Problem, TemplateError};
 pub use threads::ThreadsError;

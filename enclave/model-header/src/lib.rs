@@ -8,4 +8,4 @@ pub mod gguf;
 mod plan;
 
 pub use config::{Architecture, Config, ConfigError, RopeScaling};
-pub use plan::{Activations, KV_PAGE, MOST_GUESSING, PROMPT_CHUNK, Plan, PlanError, READ_AT_ONCE};
+pub use plan::{Activations, KV_PAGE, MOST_GUESSING, PROMPT_CHUNK, Plan, PlanError, bytes_at_once};
