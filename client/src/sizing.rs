@@ -5,7 +5,7 @@
 //! reader and the numbers of the engine itself ([`Plan`]); the rest from the constants below, each with its source.
 //!
 //! Four moments decide, and the largest wins: booting (kernel, image, and the image unpacked), `nitro-cli`'s own rule,
-//! loading (the pack's file beside the weights made of it), and serving (weights, keys and values, activations).
+//! loading (the pack passes through; buffers beside the weights made of it), and serving (weights, keys and values, activations).
 
 pub mod instances;
 pub mod model;
@@ -43,11 +43,11 @@ pub struct ImageSize {
 pub struct Parts {
     /// The image unpacked: there is no disk, so the files of the image stay in memory.
     pub image: u64,
-    /// The program: heap, stacks, TLS, buffers.
+    /// The program: heap, stacks, TLS, buffers; and the tokenizer.
     pub program: u64,
     /// The weights, as the engine holds them.
     pub weights: u64,
-    /// The model's file, only while the weights are loaded from it, and what loading takes beside.
+    /// What loading takes beside the weights: the header, rows on their way, frames of the pack.
     pub loading: u64,
     /// Keys and values of all sequences.
     pub keys_and_values: u64,
@@ -64,7 +64,7 @@ pub struct Moments {
     pub booting: u64,
     /// `nitro-cli` starts no enclave with less.
     pub rule: u64,
-    /// The pack is open, and the weights are being made of it.
+    /// The weights are being made of the pack, which comes frame by frame.
     pub loading: u64,
     /// All sequences at their full length.
     pub serving: u64,
@@ -78,9 +78,9 @@ impl Load {
         let count = *sequences as u64;
         Parts {
             image: image.unpacked,
-            program: PROGRAM,
+            program: PROGRAM.saturating_add(plan.vocabulary_bytes as u64),
             weights: plan.weights_bytes as u64,
-            loading: (plan.file_bytes as u64).saturating_add(plan.loading_bytes as u64),
+            loading: FRAMES.saturating_add(plan.loading_bytes as u64),
             keys_and_values: plan.sequence_bytes(*context).saturating_mul(count),
             activations: plan.activations.bytes(*sequences, *context, *cpus),
             messages: MESSAGES.saturating_mul(count),
@@ -173,11 +173,11 @@ pub fn rule_mib(eif_bytes: u64) -> u64 {
     eif_bytes.saturating_mul(EIF_SIZE_RATIO).div_ceil(MIB)
 }
 
-/// The least memory, in MiB, in which a pack of so many bytes can be loaded: the file beside its weights, which take no
-/// less than the file. A model's [`Plan`] tells more.
+/// The least memory, in MiB, in which a pack of so many bytes can be loaded: its weights take no less than the file. A model's
+/// [`Plan`] tells more.
 #[must_use]
 pub fn least_for_pack(image: ImageSize, pack_bytes: u64) -> u64 {
-    in_pages(with_kernel(sum(&[image.unpacked, pack_bytes, pack_bytes]))).max(rule_mib(image.file))
+    in_pages(with_kernel(sum(&[image.unpacked, pack_bytes]))).max(rule_mib(image.file))
 }
 
 /// `allocator.yaml` for one enclave. The service's own reader starts at the line `---`, and takes one `key: value` a line.
@@ -226,6 +226,9 @@ const KERNEL: u64 = 40 * MIB;
 const KERNEL_SHARE: u64 = 48;
 /// What the running enclave holds beside model and messages: 20 MiB were measured (`tests/operations/plan.rs`).
 const PROGRAM: u64 = 32 * MIB;
+/// Of a pack on its way, at most 1 MiB each (docs/PROTOCOL.md, section 4): what came, the frame that is being opened, the part of
+/// it that waits, and the one that the loader works on.
+const FRAMES: u64 = 4 * MIB;
 /// For each sequence: the sealed request (1 MiB by default), the same opened, its text as a prompt, and the answer.
 const MESSAGES: u64 = 4 * MIB;
 const SMALL_PAGES_UP_TO: u64 = 4 << 30;

@@ -19,6 +19,7 @@ use enclave::ServeError;
 use enclave::boot::PackFault;
 use enclave::kms::KmsError;
 use enclave::log::KmsCode;
+use enclave::pack::PackError;
 use serde_json::json;
 use stand::{Ask, Stand, Twist};
 
@@ -70,6 +71,19 @@ async fn a_pack_that_was_changed_or_cut_ends_boot() {
         let mut stand = Stand::serve(Twist { pack, ..Twist::default() }).await;
         assert!(matches!(stand.end().await, ServeError::Pack(PackFault::Open(_))));
     }
+}
+
+/// The supplier's key sealed it, so every frame is authentic, and a model that can be computed with was made of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_not_the_one_of_the_manifest_is_dropped_at_its_last_byte() {
+    let model = |mut model: Vec<u8>| {
+        *model.last_mut().unwrap() ^= 1;
+        model
+    };
+    let mut stand = Stand::serve(Twist { model, ..Twist::default() }).await;
+    let ended = stand.end().await;
+    assert!(matches!(ended, ServeError::Pack(PackFault::Archive(PackError::Digest))), "{ended}");
+    assert!(address::dial_enclave(&stand.door()).await.is_err(), "nothing serves it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

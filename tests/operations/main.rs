@@ -4,5 +4,7 @@
 
 mod deployed;
 mod doctor;
+#[path = "../../enclave/inference/tests/making/mod.rs"]
+mod making;
 mod plan;
 mod supervision;

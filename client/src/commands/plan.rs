@@ -48,7 +48,8 @@ impl Plan {
         let image = image.as_deref().map_or(Ok(ImageSize::ASSUMED), size)?;
         if let Some(context) = context.filter(|context| *context > plan.context_length) {
             let most = plan.context_length;
-            return Err(Failure::usage(format!("--context {context}: the model has a context of {most} tokens")));
+            let why = slides(&plan).unwrap_or_default();
+            return Err(Failure::usage(format!("--context {context}: the model has a context of {most} tokens{why}")));
         }
         let mut load = Load { plan, sequences, context: context.unwrap_or(plan.context_length), cpus, image };
         let given = memory.map(|mib| Given { mib, longest: load.longest_context(mib), most: load.most_sequences(mib) });
@@ -108,6 +109,7 @@ impl Told<'_> {
         let fitting: Vec<Value> = InstanceType::fitting(memory_mib, *cpus).iter().map(instance).collect();
         json!({
             "model": {"parameters": plan.parameters, "context_length": plan.context_length,
+                "stated_context_length": plan.stated_context,
                 "file_bytes": plan.file_bytes, "kv_bytes_per_token": plan.kv_bytes_per_token},
             "sequences": sequences, "context": context, "cpus": cpus,
             "image": {"file_bytes": image.file, "unpacked_bytes": image.unpacked, "assumed": assumed},
@@ -136,17 +138,18 @@ impl Told<'_> {
             let _ = writeln!(text, "{words}");
         };
         line(format_args!(
-            "{}: {:.1} M weights, a context of {} tokens",
+            "{}: {:.1} M weights, a context of {} tokens{}",
             model.display(),
             plan.parameters as f64 / 1e6,
-            plan.context_length
+            plan.context_length,
+            slides(plan).unwrap_or_default()
         ));
         line(format_args!("for {sequences} sequences of {context} tokens on {cpus} CPUs an enclave holds, in MiB:"));
         for (what, bytes) in [
             ("the image unpacked", unpacked),
-            ("the program", program),
+            ("the program, and the vocabulary", program),
             ("weights", weights),
-            ("the model's file, while it is loaded", loading),
+            ("buffers, while the model is loaded", loading),
             ("keys and values", keys_and_values),
             ("activations, at most", activations),
             ("requests and answers", messages),
@@ -190,6 +193,16 @@ impl Told<'_> {
         }
         text
     }
+}
+
+/// Why the context is shorter than the file states.
+fn slides(plan: &model_header::Plan) -> Option<String> {
+    let (stated, most) = (plan.stated_context, plan.context_length);
+    (stated > most).then(|| {
+        format!(
+            " (its file states {stated}, but from {most} on attention slides through a window: that is not computed)"
+        )
+    })
 }
 
 /// The image's ramdisks are looked into, so that what is not compressed is not thought to grow.

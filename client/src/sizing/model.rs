@@ -81,8 +81,8 @@ pub enum ModelError {
 }
 
 const FIRST_READ: u64 = 4 << 20;
-/// The largest vocabularies in circulation make headers of some 12 MB.
-const MAX_HEADER: u64 = 256 << 20;
+/// As the engine's: the largest vocabularies in circulation make headers of some 12 MB.
+const MAX_HEADER: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {

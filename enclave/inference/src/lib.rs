@@ -34,6 +34,7 @@ mod encoder;
 mod engine;
 mod generate;
 mod model;
+mod opened;
 mod sample;
 mod stream;
 mod template;
@@ -54,6 +55,7 @@ pub use model::{
 /// The reader of a safetensors file's header.
 pub use model_header::safetensors;
 pub use model_header::{ConfigError, EncoderConfigError, EncoderPlan, EncoderPlanError, Plan, PlanError};
+pub use opened::Opened;
 pub use sample::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOPS, MAX_TEMPERATURE, Sampling, SamplingError};
 pub use template::{Problem, TemplateError};
 pub use threads::ThreadsError;

@@ -4,13 +4,14 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use model_header::{Config, ConfigError, PROMPT_CHUNK, Plan};
+use model_header::{Config, ConfigError, PROMPT_CHUNK, Plan, PlanError};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::decoder::{Decoder, KvCache, Run, Scratch, WeightsError};
 use crate::engine::{Engine, KvMemory, Tally};
-use crate::gguf::{GgufError, Header, TensorInfo};
+use crate::gguf::{GgufError, Header};
+use crate::opened::Opened;
 use crate::template::{Rendering, Template, TemplateError};
 use crate::threads::{Threads, ThreadsError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -57,6 +58,15 @@ pub enum LoadError {
     /// The file cannot be read.
     #[error("the model's file cannot be read: {0}")]
     Read(io::ErrorKind),
+}
+
+impl From<PlanError> for LoadError {
+    fn from(error: PlanError) -> Self {
+        match error {
+            PlanError::Gguf(error) => Self::Gguf(error),
+            PlanError::Config(error) => Self::Config(error),
+        }
+    }
 }
 
 /// Who says something.
@@ -145,41 +155,22 @@ impl Model {
     /// # Errors
     /// A file that is malformed, or not one that this engine computes, or that cannot be read; the message names what.
     pub fn read(file: &mut (dyn Read + Send), bytes: usize, options: &LoadOptions) -> Result<Self, LoadError> {
-        let mut start = Vec::new();
-        let header = loop {
-            let more = (start.len().max(FIRST_READ) as u64).min((bytes - start.len()) as u64);
-            let before = start.len();
-            (&mut *file).take(more).read_to_end(&mut start).map_err(|error| LoadError::Read(error.kind()))?;
-            match Header::parse(&start) {
-                Err(GgufError::Truncated { .. }) if start.len() > before && start.len() < bytes => {
-                    if start.len() >= MAX_HEADER {
-                        let (what, limit) = ("bytes of the header", MAX_HEADER as u64);
-                        return Err(GgufError::TooMany { what, count: limit + 1, limit }.into());
-                    }
-                }
-                Err(error) => return Err(error.into()),
-                Ok(_) => break Header::parse(&start)?,
-            }
-        };
-        if header.file_bytes() > bytes {
-            let past = |(_, info): &(&str, &TensorInfo)| {
-                header.data_offset().saturating_add(info.offset).saturating_add(info.bytes) > bytes
-            };
-            let name = header.tensors().find(past).map_or_else(String::new, |(name, _)| name.to_owned());
-            return Err(GgufError::TensorPastEnd { tensor: name }.into());
-        }
-        let config = Config::read(&header)?;
-        let tokenizer = Arc::new(Tokenizer::load(&header)?);
+        Opened::read(file, bytes)?.load(options)
+    }
+
+    /// Makes what `header` announces; `data` begins where the header ends.
+    pub(crate) fn assemble(
+        header: &Header<'_>,
+        data: &mut (dyn Read + Send),
+        options: &LoadOptions,
+    ) -> Result<Self, LoadError> {
+        let config = Config::read(header)?;
+        let tokenizer = Arc::new(Tokenizer::load(header)?);
         let template = header.optional_text("tokenizer.chat_template")?.map(Template::compile).transpose()?;
         let threads = Arc::new(Threads::start(options.threads)?);
-        // Between header and tensors may lie a few bytes that are not read yet.
-        let begun = start.get(header.data_offset()..).unwrap_or_default();
-        let gap = header.data_offset().saturating_sub(start.len());
-        io::copy(&mut (&mut *file).take(gap as u64), &mut io::sink()).map_err(|error| LoadError::Read(error.kind()))?;
-        let mut data = begun.chain(file);
-        let load = || Decoder::load(config, &header, &mut data);
+        let load = || Decoder::load(config, header, data);
         let decoder = Arc::new(threads.run(load).unwrap_or_else(|_| Err(WeightsError::Panicked))?);
-        let plan = Plan::of(&header, &decoder.config);
+        let plan = Plan::of(header)?;
         let engine = start_engine(&decoder, &threads, &tokenizer, plan, KvMemory::unbounded())?;
         let name = header.optional_text("general.name")?.unwrap_or_default().to_owned();
         Ok(Self { name, decoder, tokenizer, threads, engine, plan, template })
@@ -357,10 +348,6 @@ fn start_engine(
     Engine::start(Arc::clone(decoder), Arc::clone(threads), move |id| tokenizer.is_end(id), plan, memory)
 }
 
-/// Ten times the header of a model with a vocabulary of a quarter million.
-const MAX_HEADER: usize = 256 << 20;
-/// Most headers are longer, because they hold a vocabulary: what is read is doubled until the header is whole.
-const FIRST_READ: usize = 1 << 20;
 /// More than a conversation has, few enough that a template stays within its fuel.
 pub const MAX_MESSAGES: usize = 256;
 /// Text of all messages: far more than the largest contexts hold.

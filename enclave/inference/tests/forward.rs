@@ -200,8 +200,9 @@ fn blocks_agree_with_the_plain_pass_as_far_as_eight_bit_activations_can() {
 
 /// The same weights, read back by candle and computed with as f32.
 #[test]
-fn k_quants_agree_with_what_candle_reads_of_them() {
-    for kind in [GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K] {
+fn blocks_agree_with_what_candle_reads_of_them() {
+    let fallbacks = [GgmlDType::Q4_1, GgmlDType::Q5_0, GgmlDType::Q5_1];
+    for kind in [GgmlDType::Q4K, GgmlDType::Q5K, GgmlDType::Q6K].into_iter().chain(fallbacks) {
         let file = random_model(&Shape { kind, ..Shape::TINY }, 3);
         let logits = |file: &Gguf| {
             let model = Model::load(&file.to_bytes(), &LoadOptions::default()).unwrap();

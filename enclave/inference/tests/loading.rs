@@ -12,7 +12,7 @@
 #[path = "making/mod.rs"]
 mod making;
 
-use inference::{LoadError, LoadOptions, Model, Plan};
+use inference::{LoadError, LoadOptions, Model, Plan, PromptError};
 use making::{Data, Gguf, Meta, Shape, Tensor, random_model};
 
 fn file() -> Gguf {
@@ -100,7 +100,11 @@ fn another_architecture_is_named() {
 #[test]
 fn variants_that_are_not_computed_are_named() {
     assert!(refusal(&with("llama.expert_count", Meta::Number(8))).contains("mixture of experts"));
-    assert!(refusal(&with("llama.rope.scaling.type", text("yarn"))).contains("\"yarn\""));
+    for scaling in ["yarn", "longrope", "llama3"] {
+        assert!(refusal(&with("llama.rope.scaling.type", text(scaling))).contains(&format!("\"{scaling}\"")));
+    }
+    assert!(refusal(&with("llama.rope.scaling.attn_factor", Meta::Float(1.2))).contains("factor for attention"));
+    assert!(refusal(&with("llama.attention.causal", Meta::Bool(false))).contains("later tokens"));
     assert!(refusal(&with("llama.rope.dimension_count", Meta::Number(16))).contains("llama.rope.dimension_count"));
     assert!(refusal(&with("tokenizer.ggml.model", text("bert"))).contains("\"bert\""));
     assert!(refusal(&with("tokenizer.ggml.pre", text("deepseek-llm"))).contains("\"deepseek-llm\""));
@@ -108,6 +112,56 @@ fn variants_that_are_not_computed_are_named() {
     quantised.tensor("blk.1.ffn_up.weight").kind = 23;
     let refusal = refusal(&quantised);
     assert!(refusal.contains("\"blk.1.ffn_up.weight\"") && refusal.contains("type 23"), "{refusal}");
+}
+
+fn logits(file: &Gguf) -> Vec<f32> {
+    let model = Model::load(&file.to_bytes(), &LoadOptions::default()).unwrap();
+    model.logits(&model.prompt_of_tokens(&[5, 6, 7, 8, 9]).unwrap()).unwrap()
+}
+
+#[test]
+fn frequencies_are_stretched_under_the_older_name_of_the_factor_too() {
+    let mut stated = with("llama.rope.scaling.type", text("linear"));
+    stated.set("llama.rope.scaling.factor", Meta::Float(4.0));
+    let expected = logits(&stated);
+    assert_ne!(expected, logits(&file()));
+    assert_eq!(logits(&with("llama.rope.scale_linear", Meta::Float(4.0))), expected);
+    assert_eq!(logits(&with("llama.rope.scaling.factor", Meta::Float(4.0))), expected);
+    // The newer name counts, and "none" is none.
+    stated.set("llama.rope.scale_linear", Meta::Float(2.0));
+    assert_eq!(logits(&stated), expected);
+    stated.set("llama.rope.scaling.type", text("none"));
+    assert_eq!(logits(&stated), logits(&file()));
+    assert!(refusal(&with("llama.rope.scale_linear", Meta::Float(0.0))).contains("llama.rope.scale_linear"));
+}
+
+#[test]
+fn a_context_ends_where_attention_would_begin_to_slide() {
+    let plan = |file: &Gguf| Plan::from_header(&file.to_bytes()).unwrap();
+    let mistral = with("llama.attention.sliding_window", Meta::Number(100));
+    assert_eq!((plan(&mistral).context_length, plan(&mistral).stated_context), (100, 256));
+    let model = Model::load(&mistral.to_bytes(), &LoadOptions::default()).unwrap();
+    assert!(model.prompt_of_tokens(&[5; 99]).is_ok());
+    let refused = model.prompt_of_tokens(&[5; 100]).err().expect("no room for an answer");
+    assert_eq!(refused, PromptError::TooManyTokens { tokens: 100, context_length: 100 });
+    // Within the window it is the same model.
+    assert_eq!(logits(&mistral), logits(&file()));
+    for (window, expected) in [(0, 256), (256, 256), (4096, 256), (255, 255)] {
+        let plan = plan(&with("llama.attention.sliding_window", Meta::Number(window)));
+        assert_eq!((plan.context_length, plan.stated_context), (expected, 256), "{window}");
+    }
+    // Qwen 2's, and its switch.
+    let mut qwen = file();
+    for (key, _) in &mut qwen.metadata {
+        *key = key.replace("llama.", "qwen2.");
+    }
+    qwen.set("general.architecture", text("qwen2"));
+    qwen.set("qwen2.attention.sliding_window", Meta::Number(64));
+    assert_eq!(plan(&qwen).context_length, 64);
+    qwen.set("qwen2.use_sliding_window", Meta::Bool(true));
+    assert_eq!(plan(&qwen).context_length, 64);
+    qwen.set("qwen2.use_sliding_window", Meta::Bool(false));
+    assert_eq!(plan(&qwen).context_length, 256);
 }
 
 #[test]

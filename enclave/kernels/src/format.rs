@@ -12,6 +12,8 @@ use crate::{BLOCK_INPUTS, LANES, SUPER};
 /// | --- | --- |
 /// | `Q8_0` | `n` x 16 scales (f16); `n` x 512 codes, each plus 128 |
 /// | `Q4_0` | `n` x 16 scales (f16); `n` x 256 bytes of nibbles |
+/// | `Q4_1` | `n` x 16 scales (f16); `n` x 16 minima (f16); `n` x 256 bytes of nibbles |
+/// | `Q5_0`, `Q5_1` | as `Q4_0` and `Q4_1`, but `n` x (256 bytes of nibbles; 8 masks of 64 fifth bits) |
 /// | `Q4_K` | 16 scales of scales (f16); 16 of minima; 8 x 16 scales; 4 x 16 x 2 minima; 8 x 256 bytes of nibbles |
 /// | `Q5_K` | as `Q4_K`, but 8 x (256 bytes of nibbles; 8 masks of 64 fifth bits) |
 /// | `Q6_K` | 16 scales of scales (f16), 32 bytes unused; 16 x 16 scales (i8); 8 x (256 bytes of nibbles; 128 of high bits) |
@@ -31,6 +33,12 @@ pub enum Format {
     Q8_0,
     /// 4 bits and a scale for 32.
     Q4_0,
+    /// 4 bits, a scale and a minimum for 32.
+    Q4_1,
+    /// 5 bits and a scale for 32.
+    Q5_0,
+    /// 5 bits, a scale and a minimum for 32.
+    Q5_1,
     /// 4 bits, 6-bit scales and minima for 32, two scales for 256.
     Q4K,
     /// 5 bits, else as `Q4K`.
@@ -41,15 +49,26 @@ pub enum Format {
 
 impl Format {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4K, Self::Q5K, Self::Q6K];
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+    ];
 
     /// Inputs that lie together in a file: a row has a multiple of so many.
     #[must_use]
     pub const fn inputs_of_block(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q8_0 | Self::Q4_0 => BLOCK_INPUTS,
+            Self::Q8_0 | Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 => BLOCK_INPUTS,
             Self::Q4K | Self::Q5K | Self::Q6K => SUPER * BLOCK_INPUTS,
         }
     }
@@ -62,6 +81,9 @@ impl Format {
             Self::F16 | Self::Bf16 => 2,
             Self::Q8_0 => 34,
             Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
@@ -74,16 +96,41 @@ impl Format {
         !matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
 
+    /// Whether each block of 32 has a minimum of its own.
+    pub(crate) const fn has_minima(self) -> bool {
+        matches!(self, Self::Q4_1 | Self::Q5_1)
+    }
+
+    /// Whether codes are nibbles and a bit.
+    pub(crate) const fn has_fifth_bits(self) -> bool {
+        matches!(self, Self::Q5_0 | Self::Q5_1 | Self::Q5K)
+    }
+
+    /// Bytes of scales and minima, with which a super-block of `blocks` blocks begins.
+    pub(crate) const fn head_bytes(self, blocks: usize) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 0,
+            Self::Q8_0 | Self::Q4_0 | Self::Q5_0 => blocks * 32,
+            Self::Q4_1 | Self::Q5_1 => blocks * 64,
+            Self::Q4K | Self::Q5K => K_HEAD,
+            Self::Q6K => Q6_HEAD,
+        }
+    }
+
+    /// Bytes of the codes of a block of 16 outputs.
+    pub(crate) const fn codes_bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => BLOCK_INPUTS * LANES * self.bytes_of_block(),
+            Self::Q8_0 => 512,
+            Self::Q4_0 | Self::Q4_1 | Self::Q4K => 256,
+            Self::Q5_0 | Self::Q5_1 | Self::Q5K => 256 + 64,
+            Self::Q6K => 256 + 128,
+        }
+    }
+
     /// Bytes of a super-block of `blocks` blocks in a tile.
     pub(crate) const fn super_bytes(self, blocks: usize) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => blocks * BLOCK_INPUTS * LANES * self.bytes_of_block(),
-            Self::Q8_0 => blocks * (32 + 512),
-            Self::Q4_0 => blocks * (32 + 256),
-            Self::Q4K => K_HEAD + SUPER * 256,
-            Self::Q5K => K_HEAD + SUPER * (256 + 64),
-            Self::Q6K => Q6_HEAD + SUPER * (256 + 128),
-        }
+        self.head_bytes(blocks) + blocks * self.codes_bytes()
     }
 
     /// Bytes of a tile of 16 outputs.

@@ -39,6 +39,7 @@ pub use layer_norm::layer_norm;
 pub use math::{add, rms_norm, swiglu};
 pub use packed::{PackError, Packed};
 pub use product::{Product, multiply};
+pub use store::Room;
 
 /// Instructions that the kernels are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

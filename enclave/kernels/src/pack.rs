@@ -5,26 +5,31 @@ use half::f16;
 use crate::format::{Format, K_HEAD, Q6_HEAD};
 use crate::{BLOCK_INPUTS, LANES, SUPER};
 
-/// Packs one row of a file, of `inputs` weights, as output `lane` of a tile.
+/// Packs up to 16 rows of a file, of `inputs` weights each, as the outputs of a tile.
 ///
-/// `row` and `tile` have the lengths that the format says.
-pub(crate) fn pack_row(format: Format, row: &[u8], inputs: usize, lane: usize, tile: &mut [u8]) {
+/// `rows` and `tile` have the lengths that the format says; the tile holds zeros. One super-block after the other, so that what is
+/// written stays in the first cache until all its rows are there.
+pub(crate) fn pack_tile(format: Format, rows: &[u8], inputs: usize, tile: &mut [u8]) {
+    let size = format.bytes_of_block();
+    let row_bytes = inputs / format.inputs_of_block() * size;
     if !format.is_quantised() {
-        let size = format.bytes_of_block();
-        for (place, element) in tile.chunks_exact_mut(size * LANES).zip(row.chunks_exact(size)) {
-            place[lane * size..][..size].copy_from_slice(element);
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            for (place, element) in tile.chunks_exact_mut(size * LANES).zip(row.chunks_exact(size)) {
+                place[lane * size..][..size].copy_from_slice(element);
+            }
         }
         return;
     }
     let blocks = inputs / BLOCK_INPUTS;
-    let (mut rest, mut place) = (row, tile);
+    let (mut from, mut place) = (0, tile);
     for first in (0..blocks).step_by(SUPER) {
         let count = SUPER.min(blocks - first);
-        let in_file = count * BLOCK_INPUTS / format.inputs_of_block() * format.bytes_of_block();
-        let (of_row, after) = rest.split_at(in_file);
-        let (of_tile, after_tile) = place.split_at_mut(format.super_bytes(count));
-        super_block(format, of_row, count, lane, of_tile);
-        (rest, place) = (after, after_tile);
+        let in_file = count * BLOCK_INPUTS / format.inputs_of_block() * size;
+        let (of_tile, after) = place.split_at_mut(format.super_bytes(count));
+        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+            super_block(format, &row[from..][..in_file], count, lane, of_tile);
+        }
+        (from, place) = (from + in_file, after);
     }
 }
 
@@ -33,22 +38,13 @@ fn super_block(format: Format, row: &[u8], count: usize, lane: usize, tile: &mut
         Format::Q8_0 => {
             for (index, block) in row.chunks_exact(34).enumerate() {
                 scale(tile, index * 32, lane, &block[..2]);
-                for (input, code) in block[2..].iter().enumerate() {
-                    let at = count * 32 + index * 512 + (input / 4 * LANES + lane) * 4 + input % 4;
+                for (group, word) in words::<8>(&block[2..]).into_iter().enumerate() {
                     // i8 plus 128, as u8.
-                    tile[at] = code ^ 0x80;
+                    put(tile, count * 32 + index * 512 + group * VECTOR, lane, word ^ 0x8080_8080);
                 }
             }
         }
-        Format::Q4_0 => {
-            for (index, block) in row.chunks_exact(18).enumerate() {
-                scale(tile, index * 32, lane, &block[..2]);
-                // A file's byte holds inputs i and i + 16, which is groups g and g + 4.
-                for (input, nibbles) in block[2..].iter().enumerate() {
-                    tile[count * 32 + index * 256 + (input / 4 * LANES + lane) * 4 + input % 4] = *nibbles;
-                }
-            }
-        }
+        Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 => small_blocks(format, row, count, lane, tile),
         Format::Q4K | Format::Q5K => k_block(format, row, lane, tile),
         Format::Q6K => {
             scale(tile, 0, lane, &row[208..210]);
@@ -56,13 +52,15 @@ fn super_block(format: Format, row: &[u8], count: usize, lane: usize, tile: &mut
                 tile[64 + part * LANES + lane] = *scale;
             }
             for index in 0..SUPER {
-                let codes = codes_q6(row, index);
-                for (input, code) in codes.iter().enumerate() {
-                    let block = &mut tile[Q6_HEAD + index * (256 + 128)..][..256 + 128];
-                    nibble(&mut block[..256], input, lane, code & 15);
+                let (half, part) = (index / 4, index % 4);
+                let codes = Q6_HEAD + index * (256 + 128);
+                nibbles(tile, codes, lane, words(&row[half * 64 + part % 2 * 32..]), part >= 2);
+                let high = words::<8>(&row[128 + half * 32..]).map(|word| word >> (2 * part) & 0x0303_0303);
+                let (first, second) = high.split_at(4);
+                for (place, groups) in [first, second].into_iter().enumerate() {
                     // Group g has its two bits in byte vector g / 4, at bit 2 (g % 4).
-                    let (group, high) = (input / 4, code >> 4);
-                    block[256 + group / 4 * 64 + lane * 4 + input % 4] |= high << (group % 4 * 2);
+                    let word = groups.iter().rev().fold(0, |word, group| word << 2 | group);
+                    put(tile, codes + 256 + place * VECTOR, lane, word);
                 }
             }
         }
@@ -70,23 +68,41 @@ fn super_block(format: Format, row: &[u8], count: usize, lane: usize, tile: &mut
     }
 }
 
+/// Nibbles with a scale for 32, with or without a minimum and fifth bits.
+fn small_blocks(format: Format, row: &[u8], count: usize, lane: usize, tile: &mut [u8]) {
+    for (index, block) in row.chunks_exact(format.bytes_of_block()).enumerate() {
+        let codes = format.head_bytes(count) + index * format.codes_bytes();
+        let (head, bytes) = block.split_at(block.len() - 16);
+        scale(tile, index * 32, lane, &head[..2]);
+        if format.has_minima() {
+            scale(tile, count * 32 + index * 32, lane, &head[2..4]);
+        }
+        // A file's byte holds inputs i and i + 16, which is groups g and g + 4.
+        for (group, word) in words::<4>(bytes).into_iter().enumerate() {
+            put(tile, codes + group * VECTOR, lane, word);
+        }
+        if format.has_fifth_bits() {
+            let [bits] = words(&head[head.len() - 4..]);
+            fifth(tile, codes + 256, lane, std::array::from_fn(|group| bits >> (4 * group)));
+        }
+    }
+}
+
 fn k_block(format: Format, row: &[u8], lane: usize, tile: &mut [u8]) {
     scale(tile, 0, lane, &row[..2]);
     scale(tile, 32, lane, &row[2..4]);
+    let in_file = if format == Format::Q4K { 16 } else { 48 };
     for index in 0..SUPER {
+        let codes = K_HEAD + index * format.codes_bytes();
         let (factor, minimum) = k_scale(&row[4..16], index);
         tile[64 + index * LANES + lane] = factor;
         // Minima of two blocks side by side: they are multiplied in pairs.
         tile[64 + SUPER * LANES + (index / 2 * LANES + lane) * 2 + index % 2] = minimum;
-        let (codes, size) =
-            if format == Format::Q4K { (codes_q4(row, index), 256) } else { (codes_q5(row, index), 256 + 64) };
-        let block = &mut tile[K_HEAD + index * size..][..size];
-        for (input, code) in codes.iter().enumerate() {
-            nibble(&mut block[..256], input, lane, code & 15);
-            if code & 16 != 0 {
-                let bit = lane * 4 + input % 4;
-                block[256 + input / 4 * 8 + bit / 8] |= 1 << (bit % 8);
-            }
+        nibbles(tile, codes, lane, words(&row[in_file + index / 2 * 32..]), index % 2 == 1);
+        if format == Format::Q5K {
+            // Bit 0 of each byte, next to each other: the product has them at bits 24 to 27, and no two others at the same place.
+            let bits = words(&row[16..]).map(|word| (word >> index & 0x0101_0101).wrapping_mul(0x0102_0408) >> 24);
+            fifth(tile, codes + 256, lane, bits);
         }
     }
 }
@@ -95,10 +111,33 @@ fn scale(tile: &mut [u8], at: usize, lane: usize, half: &[u8]) {
     tile[at + lane * 2..][..2].copy_from_slice(half);
 }
 
-fn nibble(block: &mut [u8], input: usize, lane: usize, code: u8) {
-    let group = input / 4;
-    let place = &mut block[(group % 4 * LANES + lane) * 4 + input % 4];
-    *place |= if group < 4 { code } else { code << 4 };
+/// Four codes of one output.
+fn put(tile: &mut [u8], vector: usize, lane: usize, word: u32) {
+    tile.as_chunks_mut::<4>().0[vector / 4 + lane] = word.to_le_bytes();
+}
+
+/// The low or the high nibbles of 32 bytes: groups g and g + 4 share a vector.
+fn nibbles(tile: &mut [u8], at: usize, lane: usize, words: [u32; 8], high: bool) {
+    for group in 0..4 {
+        let (low, high) = if high {
+            (words[group] >> 4 & 0x0F0F_0F0F, words[group + 4] & 0xF0F0_F0F0)
+        } else {
+            (words[group] & 0x0F0F_0F0F, words[group + 4] << 4 & 0xF0F0_F0F0)
+        };
+        put(tile, at + group * VECTOR, lane, low | high);
+    }
+}
+
+/// The fifth bits of a block: of each group the lowest four of a word. Masks of a group have a bit for each byte of its vector.
+fn fifth(tile: &mut [u8], at: usize, lane: usize, groups: [u32; 8]) {
+    for (group, bits) in groups.into_iter().enumerate() {
+        tile[at + group * 8 + lane / 2] |= ((bits & 15) << (lane % 2 * 4)) as u8;
+    }
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let words = &bytes.as_chunks::<4>().0[..N];
+    std::array::from_fn(|index| u32::from_le_bytes(words[index]))
 }
 
 /// The 6-bit scale and minimum of a block (`get_scale_min_k4` of `ggml-quants.c`).
@@ -108,29 +147,6 @@ pub(crate) fn k_scale(packed: &[u8], index: usize) -> (u8, u8) {
     } else {
         ((packed[index + 4] & 15) | (packed[index - 4] >> 6 << 4), (packed[index + 4] >> 4) | (packed[index] >> 6 << 4))
     }
-}
-
-fn codes_q4(row: &[u8], index: usize) -> [u8; BLOCK_INPUTS] {
-    let bytes = &row[16 + index / 2 * 32..][..32];
-    std::array::from_fn(|input| if index.is_multiple_of(2) { bytes[input] & 15 } else { bytes[input] >> 4 })
-}
-
-fn codes_q5(row: &[u8], index: usize) -> [u8; BLOCK_INPUTS] {
-    let bytes = &row[48 + index / 2 * 32..][..32];
-    std::array::from_fn(|input| {
-        let low = if index.is_multiple_of(2) { bytes[input] & 15 } else { bytes[input] >> 4 };
-        low | (row[16 + input] >> index & 1) << 4
-    })
-}
-
-fn codes_q6(row: &[u8], index: usize) -> [u8; BLOCK_INPUTS] {
-    let (half, part) = (index / 4, index % 4);
-    let low = &row[half * 64 + part % 2 * 32..][..32];
-    let high = &row[128 + half * 32..][..32];
-    std::array::from_fn(|input| {
-        let nibble = if part < 2 { low[input] & 15 } else { low[input] >> 4 };
-        nibble | (high[input] >> (2 * part) & 3) << 4
-    })
 }
 
 /// The weights of output `lane` of a tile, as f32: what its format says, and nothing lost.
@@ -167,6 +183,10 @@ pub(crate) fn unpack_row(format: Format, tile: &[u8], inputs: usize, lane: usize
                 *out = match format {
                     Format::Q8_0 => half(base + index * 32 + lane * 2) * (code - 128.0),
                     Format::Q4_0 => half(base + index * 32 + lane * 2) * (code - 8.0),
+                    Format::Q5_0 => half(base + index * 32 + lane * 2) * (code - 16.0),
+                    Format::Q4_1 | Format::Q5_1 => {
+                        half(base + index * 32 + lane * 2) * code + half(base + (count + index) * 32 + lane * 2)
+                    }
                     Format::Q6K => {
                         let factor = tile[base + 64 + (2 * index + input / 16) * LANES + lane].cast_signed();
                         half(base + lane * 2) * f32::from(factor) * (code - 32.0)
@@ -185,27 +205,27 @@ pub(crate) fn unpack_row(format: Format, tile: &[u8], inputs: usize, lane: usize
 
 /// The codes of one block of one output.
 pub(crate) fn codes(format: Format, tile: &[u8], count: usize, index: usize, lane: usize) -> [u8; BLOCK_INPUTS] {
-    let (head, size) = match format {
-        Format::Q8_0 => (count * 32, 512),
-        Format::Q4_0 => (count * 32, 256),
-        Format::Q4K => (K_HEAD, 256),
-        Format::Q5K => (K_HEAD, 256 + 64),
-        Format::Q6K => (Q6_HEAD, 256 + 128),
-        Format::F32 | Format::F16 | Format::Bf16 => return [0; BLOCK_INPUTS],
-    };
-    let block = &tile[head + index * size..][..size];
+    if !format.is_quantised() {
+        return [0; BLOCK_INPUTS];
+    }
+    let block = &tile[format.head_bytes(count) + index * format.codes_bytes()..][..format.codes_bytes()];
     std::array::from_fn(|input| {
         // Of four inputs and 16 outputs, and of which output and input in them.
         let (group, at) = (input / 4, lane * 4 + input % 4);
         if format == Format::Q8_0 {
-            return block[group * 64 + at];
+            return block[group * VECTOR + at];
         }
-        let byte = block[group % 4 * 64 + at];
+        let byte = block[group % 4 * VECTOR + at];
         let nibble = if group < 4 { byte & 15 } else { byte >> 4 };
-        match format {
-            Format::Q5K => nibble | (block[256 + group * 8 + at / 8] >> (at % 8) & 1) << 4,
-            Format::Q6K => nibble | (block[256 + group / 4 * 64 + at] >> (group % 4 * 2) & 3) << 4,
-            _ => nibble,
+        if format.has_fifth_bits() {
+            nibble | (block[256 + group * 8 + at / 8] >> (at % 8) & 1) << 4
+        } else if format == Format::Q6K {
+            nibble | (block[256 + group / 4 * VECTOR + at] >> (group % 4 * 2) & 3) << 4
+        } else {
+            nibble
         }
     })
 }
+
+/// Bytes of a group: four codes of each output.
+const VECTOR: usize = 4 * LANES;

@@ -5,8 +5,8 @@ use rayon::slice::{ParallelSlice, ParallelSliceMut};
 
 use crate::LANES;
 use crate::format::Format;
-use crate::pack::{pack_row, unpack_row};
-use crate::store::Store;
+use crate::pack::{pack_tile, unpack_row};
+use crate::store::{LINE, Room, Store};
 
 /// A matrix of weights (outputs, inputs) in tiles, held once. See [`Format`] for how it lies.
 pub struct Packed {
@@ -38,16 +38,22 @@ pub enum PackError {
 }
 
 impl Packed {
-    /// A matrix of zeros, to be [filled](Packed::fill).
+    /// A matrix of zeros in `room`, to be [filled](Packed::fill).
     ///
     /// # Errors
     /// When rows are no whole blocks, or there are none.
-    pub fn zeroed(format: Format, outputs: usize, inputs: usize) -> Result<Self, PackError> {
+    pub fn zeroed(room: &mut Room, format: Format, outputs: usize, inputs: usize) -> Result<Self, PackError> {
         Self::row_bytes(format, inputs)?;
         if outputs == 0 {
             return Err(PackError::Bytes { expected: 1, found: 0 });
         }
-        Ok(Self { format, outputs, inputs, store: Store::zeroed(format.packed_bytes(outputs, inputs)) })
+        Ok(Self { format, outputs, inputs, store: room.take(format.packed_bytes(outputs, inputs)) })
+    }
+
+    /// Bytes of [`Room`] that a matrix takes, at most.
+    #[must_use]
+    pub const fn room_for(format: Format, outputs: usize, inputs: usize) -> usize {
+        format.packed_bytes(outputs, inputs).saturating_add(LINE)
     }
 
     /// Packs the weights of a GGUF tensor: `outputs` rows of `inputs` weights, one row after the other.
@@ -59,7 +65,7 @@ impl Packed {
         if rows.len() != expected {
             return Err(PackError::Bytes { expected, found: rows.len() });
         }
-        let mut packed = Self::zeroed(format, outputs, inputs)?;
+        let mut packed = Self::zeroed(&mut Room::new(format.packed_bytes(outputs, inputs)), format, outputs, inputs)?;
         packed.fill(0, rows)?;
         Ok(packed)
     }
@@ -76,11 +82,7 @@ impl Packed {
             return Err(PackError::Bytes { expected, found: rows.len() });
         }
         let tiles = self.store.bytes_mut().par_chunks_exact_mut(format.tile_bytes(inputs)).skip(first / LANES);
-        tiles.zip(rows.par_chunks(row_bytes * LANES)).for_each(|(tile, rows)| {
-            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-                pack_row(format, row, inputs, lane, tile);
-            }
-        });
+        tiles.zip(rows.par_chunks(row_bytes * LANES)).for_each(|(tile, rows)| pack_tile(format, rows, inputs, tile));
         Ok(())
     }
 

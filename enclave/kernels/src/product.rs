@@ -6,7 +6,7 @@ mod wide;
 
 use block::block;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
-use wide::{Area, Room};
+use wide::{Area, Desk};
 use zeroize::Zeroize;
 
 use crate::Family;
@@ -110,17 +110,17 @@ impl Job {
             Family::Plain => (1, 1),
         };
         if self.rows > few && self.format.is_quantised() {
-            let mut room = Room::new();
+            let mut desk = Desk::new();
             // So many rows stay in the cache of the core while all tiles go by.
             for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
                 let rows = ROWS_IN_CACHE.min(self.rows - row);
                 for tile in (first..end).step_by(tiles_of_area) {
                     let area = Area { row, rows, tile, goes_on: end - tile >= 2 * tiles_of_area };
                     // SAFETY: rows and tiles are within the job, and the processor has the family (`multiply` checked).
-                    unsafe { self.area(family, area, tiles_of_area.min(end - tile), &mut room) };
+                    unsafe { self.area(family, area, tiles_of_area.min(end - tile), &mut desk) };
                 }
             }
-            room.zeroize();
+            desk.zeroize();
             return;
         }
         for tile in first..end {
@@ -133,17 +133,20 @@ impl Job {
 
     /// # Safety
     /// The area must be within the job, with `tiles` tiles; the format must be quantised, and the processor must have the family.
-    unsafe fn area(&self, family: Family, area: Area, tiles: usize, room: &mut Room) {
+    unsafe fn area(&self, family: Family, area: Area, tiles: usize, desk: &mut Desk) {
         macro_rules! with_format {
             ($function:ident, $rows:literal, $tiles:literal) => {
                 // SAFETY: as the caller's.
                 unsafe {
                     match self.format {
-                        Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, area, room),
-                        Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, area, room),
-                        Format::Q4K => $function::<Q4K, $rows, $tiles>(self, area, room),
-                        Format::Q5K => $function::<Q5K, $rows, $tiles>(self, area, room),
-                        Format::Q6K => $function::<Q6K, $rows, $tiles>(self, area, room),
+                        Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, area, desk),
+                        Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, area, desk),
+                        Format::Q4_1 => $function::<Q4_1, $rows, $tiles>(self, area, desk),
+                        Format::Q5_0 => $function::<Q5_0, $rows, $tiles>(self, area, desk),
+                        Format::Q5_1 => $function::<Q5_1, $rows, $tiles>(self, area, desk),
+                        Format::Q4K => $function::<Q4K, $rows, $tiles>(self, area, desk),
+                        Format::Q5K => $function::<Q5K, $rows, $tiles>(self, area, desk),
+                        Format::Q6K => $function::<Q6K, $rows, $tiles>(self, area, desk),
                         Format::F32 | Format::F16 | Format::Bf16 => {}
                     }
                 }
@@ -177,6 +180,9 @@ impl Job {
                         Format::Bf16 => $function::<BF16, $rows>(self, place),
                         Format::Q8_0 => $function::<Q8_0, $rows>(self, place),
                         Format::Q4_0 => $function::<Q4_0, $rows>(self, place),
+                        Format::Q4_1 => $function::<Q4_1, $rows>(self, place),
+                        Format::Q5_0 => $function::<Q5_0, $rows>(self, place),
+                        Format::Q5_1 => $function::<Q5_1, $rows>(self, place),
                         Format::Q4K => $function::<Q4K, $rows>(self, place),
                         Format::Q5K => $function::<Q5K, $rows>(self, place),
                         Format::Q6K => $function::<Q6K, $rows>(self, place),
@@ -223,6 +229,9 @@ const Q4_0: u8 = 4;
 const Q4K: u8 = 5;
 const Q5K: u8 = 6;
 const Q6K: u8 = 7;
+const Q4_1: u8 = 8;
+const Q5_0: u8 = 9;
+const Q5_1: u8 = 10;
 
 /// # Safety
 /// As [`block`], on a processor with these instructions.
@@ -271,43 +280,43 @@ unsafe fn plain<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::avx512::Avx512, FORMAT, M, N>(job, area, room) }
+    unsafe { wide::area::<crate::avx512::Avx512, FORMAT, M, N>(job, area, desk) }
 }
 
 /// # Safety
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn wide_avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+unsafe fn wide_avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::avx2::Avx2, FORMAT, M, N>(job, area, room) }
+    unsafe { wide::area::<crate::avx2::Avx2, FORMAT, M, N>(job, area, desk) }
 }
 
 /// # Safety
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn wide_neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+unsafe fn wide_neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::neon::Neon<false>, FORMAT, M, N>(job, area, room) }
+    unsafe { wide::area::<crate::neon::Neon<false>, FORMAT, M, N>(job, area, desk) }
 }
 
 /// # Safety
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn wide_neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+unsafe fn wide_neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::neon::Neon<true>, FORMAT, M, N>(job, area, room) }
+    unsafe { wide::area::<crate::neon::Neon<true>, FORMAT, M, N>(job, area, desk) }
 }
 
 /// # Safety
 /// As [`area`](wide::area).
-unsafe fn wide_plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, room: &mut Room) {
+unsafe fn wide_plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
     // SAFETY: plain Rust runs anywhere.
-    unsafe { wide::area::<crate::plain::Plain, FORMAT, M, N>(job, area, room) }
+    unsafe { wide::area::<crate::plain::Plain, FORMAT, M, N>(job, area, desk) }
 }
 
 /// 128 rows of 2,048 codes are a quarter of the second cache of most cores. The engine's chunks of prompts are as long.

@@ -41,8 +41,8 @@ fn tensor(format: Format, outputs: usize, inputs: usize, random: &mut Random) ->
             Format::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
             Format::F16 => half(0, random.float()),
             Format::Bf16 => block.copy_from_slice(&half::bf16::from_f32(random.float()).to_le_bytes()),
-            Format::Q8_0 | Format::Q4_0 => half(0, random.float() * 0.01),
-            Format::Q4K | Format::Q5K => {
+            Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => half(0, random.float() * 0.01),
+            Format::Q4_1 | Format::Q5_1 | Format::Q4K | Format::Q5K => {
                 half(0, random.float() * 0.01);
                 half(2, random.float() * 0.01);
             }
@@ -389,12 +389,15 @@ proptest! {
 }
 
 /// What x86-64 with AVX-512 gives.
-const PRODUCTS: [(Format, u64); 8] = [
+const PRODUCTS: [(Format, u64); 11] = [
     (Format::F32, 0x7bc2_64dd_fbf2_6fa3),
     (Format::F16, 0x544b_8688_a347_765a),
     (Format::Bf16, 0x6245_f3fa_655e_82ff),
     (Format::Q8_0, 0xf1b2_7016_d3a8_2b5e),
     (Format::Q4_0, 0x6d40_b1ce_d317_4b37),
+    (Format::Q4_1, 0x8379_0baf_0836_9095),
+    (Format::Q5_0, 0x2a54_2b82_c625_d59d),
+    (Format::Q5_1, 0xb579_a384_c1ad_298e),
     (Format::Q4K, 0xfcc5_caf1_0853_fc27),
     (Format::Q5K, 0x2cfc_da4f_c392_c79e),
     (Format::Q6K, 0x12ca_667d_8125_968b),

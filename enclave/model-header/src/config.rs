@@ -11,8 +11,11 @@ pub struct Config {
     pub architecture: Architecture,
     /// Tokens of the vocabulary.
     pub vocabulary: usize,
-    /// Most tokens of a sequence.
+    /// Most tokens of a sequence. Where the file has attention slide through a window, its width: up to there nothing has slid out,
+    /// so that full attention, which is what is computed, is the same.
     pub context_length: usize,
+    /// The context that the file states.
+    pub stated_context: usize,
     /// Width of the hidden state.
     pub width: usize,
     /// Layers.
@@ -127,11 +130,19 @@ impl Config {
                 return Err(out_of_range(&key(part), value, format!("{head_width} ({meaning})")));
             }
         }
+        if header.optional_bool(&key("attention.causal"))? == Some(false) {
+            return Err(ConfigError::Unsupported(
+                "attention to later tokens (\"attention.causal\" is false)".to_owned(),
+            ));
+        }
+        let stated_context = required(header, &key("context_length"), MAX_CONTEXT)?;
+        let window = window(header, name)?.unwrap_or(stated_context);
         let is_exact = header.tensors().all(|(_, info)| info.shape.len() < 2 || info.kind == TensorType::F32);
         Ok(Self {
             architecture,
             vocabulary: vocabulary(header, &key("vocab_size"))?,
-            context_length: required(header, &key("context_length"), MAX_CONTEXT)?,
+            context_length: stated_context.min(window),
+            stated_context,
             width,
             layers: required(header, &key("block_count"), MAX_LAYERS)?,
             feed_forward: required(header, &key("feed_forward_length"), MAX_FEED_FORWARD)?,
@@ -181,11 +192,30 @@ fn vocabulary(header: &Header<'_>, stated: &str) -> Result<usize, ConfigError> {
     }
 }
 
+/// The width of the window through which attention slides, of Mistral and of the longer Qwen 2: a number that is not 0, unless
+/// the switch of Hugging Face's configurations is there, and off.
+fn window(header: &Header<'_>, architecture: &str) -> Result<Option<usize>, ConfigError> {
+    let key = |part: &str| format!("{architecture}.{part}");
+    let is_off = header.optional_bool(&key("use_sliding_window"))? == Some(false);
+    let width = header.optional_number(&key("attention.sliding_window"))?.filter(|width| *width > 0 && !is_off);
+    Ok(width.map(|width| usize::try_from(width).unwrap_or(usize::MAX)))
+}
+
+/// As llama.cpp reads it: a factor without a type is linear, and "rope.scale_linear" is an older name of it.
 fn rope_scaling(header: &Header<'_>, architecture: &str) -> Result<RopeScaling, ConfigError> {
-    let key = |part: &str| format!("{architecture}.rope.scaling.{part}");
-    match header.optional_text(&key("type"))? {
-        None | Some("none") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear(positive(header, &key("factor"), 1.0)?)),
+    let key = |part: &str| format!("{architecture}.rope.{part}");
+    if header.optional_float(&key("scaling.attn_factor"))?.is_some_and(|factor| factor != 1.0) {
+        return Err(ConfigError::Unsupported("RoPE scaling with a factor for attention".to_owned()));
+    }
+    match header.optional_text(&key("scaling.type"))? {
+        Some("none") => Ok(RopeScaling::None),
+        None | Some("linear") => {
+            let old = positive(header, &key("scale_linear"), 1.0)?;
+            Ok(match positive(header, &key("scaling.factor"), old)? {
+                1.0 => RopeScaling::None,
+                factor => RopeScaling::Linear(factor),
+            })
+        }
         Some(other) => Err(ConfigError::Unsupported(format!("RoPE scaling of type \"{other}\""))),
     }
 }

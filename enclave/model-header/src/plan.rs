@@ -10,15 +10,19 @@ use crate::gguf::{GgufError, Header, TensorInfo, TensorType};
 pub struct Plan {
     /// Bytes of memory that the weights take once loaded, at most; the file is not part of it.
     pub weights_bytes: usize,
+    /// Bytes of memory that the tokenizer takes, at most.
+    pub vocabulary_bytes: usize,
     /// Bytes of memory that each token of a running sequence (prompt and answer) takes.
     pub kv_bytes_per_token: usize,
     /// Most tokens of a sequence.
     pub context_length: usize,
+    /// The context that the file states: more than `context_length` where attention would slide through a window from there on.
+    pub stated_context: usize,
     /// Number of weights.
     pub parameters: u64,
-    /// Bytes of the file, which are held while the weights are loaded from it.
+    /// Bytes of the file up to the end of its last tensor.
     pub file_bytes: usize,
-    /// Bytes that loading takes beside the weights, at most; a file that lies in memory comes on top.
+    /// Bytes that loading takes beside the weights, at most. The file itself passes through, and is never held as a whole.
     pub loading_bytes: usize,
     /// What computing takes.
     pub activations: Activations,
@@ -41,29 +45,43 @@ impl Plan {
     /// # Errors
     /// A malformed or unsupported file.
     pub fn from_header(file: &[u8]) -> Result<Self, PlanError> {
-        let header = Header::parse(file)?;
-        Ok(Self::of(&header, &Config::read(&header)?))
+        Self::of(&Header::parse(file)?)
     }
 
-    /// The same of a header that was read.
-    #[must_use]
-    pub fn of(header: &Header<'_>, config: &Config) -> Self {
+    /// The same of a header that has been read.
+    ///
+    /// # Errors
+    /// Hyperparameters that the engine does not compute with.
+    pub fn of(header: &Header<'_>) -> Result<Self, PlanError> {
+        let config = Config::read(header)?;
         let resident = header.tensors().map(|(_, info)| resident_bytes(info));
+        let read = header.tensors().map(|(_, info)| bytes_at_once(info)).max().unwrap_or(0);
+        // A vector is copied before it is made of numbers.
         let vectors = header.tensors().filter(|(_, info)| info.shape.len() < 2).map(|(_, info)| info.bytes);
-        Self {
+        Ok(Self {
             weights_bytes: resident.fold(0, usize::saturating_add),
+            vocabulary_bytes: vocabulary_bytes(header)?,
             kv_bytes_per_token: config.kv_bytes_per_token(),
             context_length: config.context_length,
+            stated_context: config.stated_context,
             parameters: header.parameters(),
             file_bytes: header.file_bytes(),
             loading_bytes: vectors
                 .max()
                 .unwrap_or(0)
                 .saturating_mul(2)
-                .saturating_add(READ_AT_ONCE)
+                .saturating_add(read)
+                .saturating_add(HUGE_PAGE)
                 .saturating_add(header.data_offset().saturating_mul(2)),
-            activations: Activations::of(config),
-        }
+            activations: Activations::of(&config),
+        })
+    }
+
+    /// Bytes that must be free before the weights are loaded.
+    #[must_use]
+    pub fn bytes_to_load(&self) -> u64 {
+        let parts = [self.weights_bytes, self.vocabulary_bytes, self.loading_bytes];
+        parts.iter().fold(0, |sum: u64, part| sum.saturating_add(*part as u64))
     }
 
     /// Bytes that keys and values of a sequence of so many tokens take: whole pages.
@@ -81,6 +99,23 @@ impl Plan {
     }
 }
 
+/// What the lists of the vocabulary become: texts in several maps, and pairs of numbers. Measured, and rounded up: 128,256 tokens
+/// took 29 MiB.
+fn vocabulary_bytes(header: &Header<'_>) -> Result<usize, GgufError> {
+    let length = |key| Ok::<_, GgufError>(header.optional_array(key)?.map_or(0, |array| array.len()));
+    let tokens = length("tokenizer.ggml.tokens")?.saturating_mul(256);
+    Ok(tokens.saturating_add(length("tokenizer.ggml.merges")?.saturating_mul(160)))
+}
+
+/// Bytes of a tensor that the engine reads before it packs them: of a matrix as many rows as make whole tiles and some 4 MiB.
+#[must_use]
+pub fn bytes_at_once(info: &TensorInfo) -> usize {
+    let &[outputs, _] = info.shape.as_slice() else { return info.bytes };
+    let row = info.bytes / outputs.max(1);
+    let rows = (READ_AT_ONCE / row.max(1)).next_multiple_of(TILE_OUTPUTS).max(TILE_OUTPUTS);
+    rows.min(outputs).saturating_mul(row)
+}
+
 /// Bytes that weights of `info` take in memory: as many as in the file, but that outputs are taken by 16, and that the scales of the
 /// K formats lie apart (`kernels::Format`; the engine's `tests/footprint.rs` holds both together).
 fn resident_bytes(info: &TensorInfo) -> usize {
@@ -91,7 +126,7 @@ fn resident_bytes(info: &TensorInfo) -> usize {
         TensorType::Q6K => inputs.saturating_mul(212) / 256,
         kind => inputs / kind.block_size() * kind.block_bytes(),
     };
-    outputs.next_multiple_of(16).saturating_mul(row)
+    outputs.next_multiple_of(TILE_OUTPUTS).saturating_mul(row)
 }
 
 /// What computing takes beside weights and KV cache, at most. In numbers of f32, counted off the engine's code
@@ -160,8 +195,12 @@ impl Header<'_> {
 
 /// So many answers at most are guessed ahead in one step.
 pub const MOST_GUESSING: u64 = 4;
-/// Bytes of a matrix that the engine reads before it packs them.
+/// Enough that all threads have rows to pack.
 pub const READ_AT_ONCE: usize = 4 << 20;
+/// Weights lie on pages of this size, and the last one is not used to its end (`kernels::Room`).
+const HUGE_PAGE: usize = 2 << 20;
+/// Outputs that are packed together (`kernels::LANES`).
+const TILE_OUTPUTS: usize = 16;
 /// Positions of a page of the KV cache.
 pub const KV_PAGE: usize = 64;
 /// Tokens of a prompt that are worked off together: enough for matrix products to be efficient, few enough that

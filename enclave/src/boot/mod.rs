@@ -10,6 +10,7 @@ mod entropy;
 mod packs;
 mod patience;
 mod phases;
+mod provisional;
 
 use std::future::Future;
 
@@ -128,7 +129,7 @@ impl ServeError {
             Self::DebugMode => EndReason::DebugMode,
             Self::ModelPackKey(_) => EndReason::ModelPackKey,
             Self::KeyPolicyOpen => EndReason::KeyPolicyOpen,
-            Self::Pack(PackFault::Archive(PackError::NoRoom { .. } | PackError::Memory)) => EndReason::Memory,
+            Self::Pack(PackFault::NoRoom { .. }) => EndReason::Memory,
             Self::Pack(_) => EndReason::ModelPack,
             Self::Listen(_) => EndReason::Listen,
             Self::Tunnel(_) | Self::Internal => EndReason::Internal,
@@ -148,9 +149,17 @@ pub enum PackFault {
     /// The archive inside is not the configured one.
     #[error(transparent)]
     Archive(#[from] PackError),
-    /// The archive has no model file.
+    /// The archive has no model file, or an empty one.
     #[error("the model pack has no model.gguf")]
     NoModel,
+    /// The model needs more memory than this machine has left.
+    #[error("the model needs {needed} bytes of memory, and {available} are free: give the enclave more memory")]
+    NoRoom {
+        /// Bytes of its weights, and of what loading takes beside.
+        needed: u64,
+        /// Bytes of memory.
+        available: u64,
+    },
     /// The engine refuses the model.
     #[error("the model does not load: {0}")]
     Model(#[from] inference::LoadError),

@@ -1,50 +1,36 @@
 //! Fetching, opening and loading one model pack.
 
 use bytes::Bytes;
-use inference::{LoadOptions, Model, Plan};
+use inference::Model;
 use sealing::message::{DataKey, Limits, Suite};
 use sealing::reader::{BodyReader, HeaderReader, OpenError, Progress, UnverifiedHeader};
 
 use super::patience::Patience;
 use super::phases::{LoadedModel, Parts};
+use super::provisional::Provisional;
 use super::{PackFault, ServeError};
 use crate::configuration::ModelSource;
 use crate::kms::{Kms, KmsError, PROVIDER};
 use crate::log::{self, Event, Hash, KmsCode, Service};
-use crate::memory;
-use crate::pack::{Pack, PackError, PackReader};
+use crate::pack::{Checked, PackReader};
 
-/// Streams the pack from the parent, opens it, checks it against the configuration, and loads the model.
+/// Streams the pack from the parent, opens it, loads the model as it comes, and lets it out once the pack has proved to be the
+/// configured one, to its final frame and its last digest.
 ///
 /// A connection that breaks is resumed where it broke; a pack that is wrong ends boot.
 pub(super) async fn load(parts: &Parts, name: &str, source: &ModelSource) -> Result<LoadedModel, ServeError> {
-    let refused = |error: &ServeError| {
-        if let ServeError::Pack(PackFault::Archive(PackError::NoRoom { needed, available })) = error {
+    let (model, pack) = fetch(parts, name, source).await.inspect_err(|error| {
+        if let ServeError::Pack(PackFault::NoRoom { needed, available }) = error {
             log::write(Event::NoRoom { needed_bytes: *needed, available_bytes: *available });
         }
         log::write(Event::PackRefused { manifest_sha384: Hash(source.manifest_sha384) });
-    };
-    let mut pack = fetch(parts, name, source).await.inspect_err(refused)?;
-    let (manifest_sha384, bytes) = (*pack.manifest_sha384(), pack.bytes());
-    let file = pack.take(MODEL_FILE).ok_or(PackFault::NoModel).map_err(ServeError::from).inspect_err(refused)?;
-    drop(pack);
-    check_room(&file, memory::available()).map_err(ServeError::from).inspect_err(refused)?;
-    let model = tokio::task::spawn_blocking(move || Model::load(&file, &LoadOptions::default()))
-        .await
-        .map_err(|_| ServeError::Internal)?
-        .map_err(|error| ServeError::Pack(error.into()))
-        .inspect_err(refused)?;
-    log::write(Event::PackLoaded { manifest_sha384: Hash(manifest_sha384), bytes });
+    })?;
+    let manifest_sha384 = *pack.manifest_sha384();
+    log::write(Event::PackLoaded { manifest_sha384: Hash(manifest_sha384), bytes: pack.bytes() });
     Ok(LoadedModel { model, manifest_sha384 })
 }
 
-/// The engine's own plan against what is left beside the file itself. (What it is not able to read it will refuse better.)
-fn check_room(file: &[u8], available: u64) -> Result<(), PackFault> {
-    let needed = Plan::from_header(file).map_or(0, |plan| plan.weights_bytes as u64);
-    if needed > available { Err(PackError::NoRoom { needed, available }.into()) } else { Ok(()) }
-}
-
-async fn fetch(parts: &Parts, name: &str, source: &ModelSource) -> Result<Pack, ServeError> {
+async fn fetch(parts: &Parts, name: &str, source: &ModelSource) -> Result<(Model, Checked), ServeError> {
     let path = format!("/v1/model-packs/{name}");
     let mut opening = Opening::new(source, parts.configuration.limits.model_pack_bytes);
     let mut patience = Patience::new(Service::ModelPack);
@@ -61,7 +47,7 @@ async fn fetch(parts: &Parts, name: &str, source: &ModelSource) -> Result<Pack, 
                     patience.reset();
                     opening = opening.push(&parts.kms, source, piece).await?;
                 }
-                Ok(None) => return opening.finish(),
+                Ok(None) => return opening.finish().await,
                 Err(_) => {
                     patience.pause().await;
                     break;
@@ -71,41 +57,47 @@ async fn fetch(parts: &Parts, name: &str, source: &ModelSource) -> Result<Pack, 
     }
 }
 
-/// A pack on its way in. What it holds is provisional until [`Opening::finish`].
+/// A pack on its way in.
 enum Opening {
     Header { reader: HeaderReader, pack: PackReader },
-    Body { body: Box<BodyReader>, pack: PackReader },
+    Body { body: Box<BodyReader>, pack: PackReader, model: Option<Provisional> },
 }
 
 impl Opening {
     fn new(source: &ModelSource, bytes_max: u64) -> Self {
-        let pack = PackReader::new(source.manifest_sha384, bytes_max, memory::available());
+        let pack = PackReader::new(source.manifest_sha384, bytes_max, MODEL_FILE);
         Self::Header { reader: HeaderReader::new(Limits::model_pack()), pack }
     }
 
+    /// Opens the frames that are whole, and waits until the loader has room for them: no more is read than it can take.
     async fn push(self, kms: &Kms, source: &ModelSource, piece: Bytes) -> Result<Self, ServeError> {
         let mut rest: &[u8] = &piece;
-        let (mut body, mut pack) = match self {
-            Self::Body { body, pack } => (body, pack),
+        let (mut body, mut pack, mut model) = match self {
+            Self::Body { body, pack, model } => (body, pack, model),
             Self::Header { reader, pack } => match reader.push(&mut rest).map_err(open_error)? {
                 Progress::More(reader) => return Ok(Self::Header { reader, pack }),
                 Progress::Done(header) => {
                     let key = data_key(kms, source, &header).await?;
-                    (Box::new(header.authenticate(&key).map_err(PackFault::from)?), pack)
+                    (Box::new(header.authenticate(&key).map_err(PackFault::from)?), pack, None)
                 }
             },
         };
         while let Some(frame) = body.push(&mut rest).map_err(PackFault::from)? {
-            pack.push(frame.as_bytes()).map_err(PackFault::from)?;
+            let mut content = frame.as_bytes();
+            while let Some(part) = pack.push(&mut content).map_err(PackFault::from)? {
+                model.get_or_insert_with(|| Provisional::begin(part.of)).feed(part.bytes).await?;
+            }
         }
-        Ok(Self::Body { body, pack })
+        Ok(Self::Body { body, pack, model })
     }
 
     /// The parent says that this is all. It is, only if the message's true end was reached and the archive is whole.
-    fn finish(self) -> Result<Pack, ServeError> {
-        let Self::Body { body, pack } = self else { return Err(PackFault::Open(OpenError::Incomplete).into()) };
+    async fn finish(self) -> Result<(Model, Checked), ServeError> {
+        let Self::Body { body, pack, model } = self else { return Err(PackFault::Open(OpenError::Incomplete).into()) };
         let _end = body.finish().map_err(PackFault::from)?;
-        Ok(pack.finish().map_err(PackFault::from)?)
+        let proof = pack.finish().map_err(PackFault::from)?;
+        let model = model.ok_or(PackFault::NoModel)?.confirm(&proof).await?;
+        Ok((model, proof))
     }
 }
 
@@ -160,19 +152,3 @@ async fn data_key(kms: &Kms, source: &ModelSource, header: &UnverifiedHeader) ->
 
 /// The file of the archive that the engine loads.
 const MODEL_FILE: &str = "model.gguf";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_model_that_needs_more_memory_than_is_left_is_refused_with_both_figures() {
-        let file =
-            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/demo-model/subrosa-intake.gguf")).unwrap();
-        let needed = Plan::from_header(&file).unwrap().weights_bytes as u64;
-        assert!(check_room(&file, needed).is_ok());
-        let refused = check_room(&file, needed - 1).unwrap_err();
-        let PackFault::Archive(PackError::NoRoom { needed: said, available }) = refused else { panic!("{refused}") };
-        assert_eq!((said, available), (needed, needed - 1));
-    }
-}

@@ -2,9 +2,9 @@
 //!
 //! docs/PROTOCOL.md, section 10. The archive comes from the parent inside a sealed message, so it is read as it streams:
 //! the manifest first, whose digest is checked before a word of it is believed; then each file of the manifest in its
-//! order, of the stated size and digest; then zeros, and the true end. Memory is bounded by the manifest, and the
-//! manifest by the configuration. [`PackReader::finish`] alone makes a [`Pack`], and its caller first proves that the
-//! message has ended: nothing acts upon a file before that.
+//! order, of the stated size and digest; then zeros, and the true end. Nothing of a file is held: the reader's caller gets
+//! the one file that it wants part by part, long before its digest is known. [`PackReader::finish`] alone makes a
+//! [`Checked`], and its caller first proves that the message has ended: what was made of the parts waits for both.
 
 mod tar;
 
@@ -15,40 +15,42 @@ use serde::Deserialize;
 
 use tar::{BLOCK_BYTES, Header, TarError};
 
-/// A pack that was read to its end, every digest checked.
-pub struct Pack {
+/// Proof that a pack was read to its end, every digest checked.
+pub struct Checked {
     manifest_sha384: [u8; 48],
-    files: Vec<(String, Vec<u8>)>,
+    bytes: u64,
 }
 
-impl Pack {
+impl Checked {
     /// SHA-384 of the bytes of `manifest.json`: what the configuration names and PCR16 is extended with.
     pub fn manifest_sha384(&self) -> &[u8; 48] {
         &self.manifest_sha384
     }
 
-    /// Takes one file out.
-    pub fn take(&mut self, path: &str) -> Option<Vec<u8>> {
-        let at = self.files.iter().position(|(name, _)| name == path)?;
-        Some(self.files.swap_remove(at).1)
-    }
-
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|(_, content)| content.len() as u64).sum()
+        self.bytes
     }
+}
+
+/// The next bytes of the wanted file. Whether they are those that the manifest means is known with [`Checked`].
+pub struct Part<'a> {
+    /// Never empty.
+    pub bytes: &'a [u8],
+    /// Bytes of the whole file.
+    pub of: u64,
 }
 
 /// Reads a pack as it arrives, in pieces of any size.
 pub struct PackReader {
     manifest_sha384: [u8; 48],
     bytes_max: u64,
-    room: u64,
+    wanted: &'static str,
     state: State,
     /// A partial block: at most 512 bytes.
     block: Vec<u8>,
     expected: VecDeque<FileMember>,
-    files: Vec<(String, Vec<u8>)>,
+    bytes: u64,
 }
 
 enum State {
@@ -59,7 +61,7 @@ enum State {
     /// Before a file's header, or before the end.
     Header,
     /// Inside a file.
-    Content { file: FileMember, content: Vec<u8> },
+    Content { file: FileMember, left: u64, digest: Box<digest::Context> },
     /// Zeros up to the next whole block.
     Padding { left: usize },
     /// After the first zero block.
@@ -69,86 +71,88 @@ enum State {
 }
 
 impl PackReader {
-    /// A reader for the pack whose manifest has this digest, and whose files have at most `bytes_max` bytes in all: so many are
-    /// allowed. `room` is how many bytes of memory there are for them.
-    pub fn new(manifest_sha384: [u8; 48], bytes_max: u64, room: u64) -> Self {
+    /// A reader for the pack whose manifest has this digest, and whose files have at most `bytes_max` bytes in all: so many
+    /// are allowed. Of its files, `wanted` is handed out.
+    pub fn new(manifest_sha384: [u8; 48], bytes_max: u64, wanted: &'static str) -> Self {
         Self {
             manifest_sha384,
             bytes_max,
-            room,
+            wanted,
             state: State::Manifest,
             block: Vec::new(),
             expected: VecDeque::new(),
-            files: Vec::new(),
+            bytes: 0,
         }
     }
 
-    /// Reads the next piece. After an error the reader refuses everything.
-    pub fn push(&mut self, mut piece: &[u8]) -> Result<(), PackError> {
+    /// Takes bytes off `piece` until there is a part of the wanted file; `None` when the piece is used up. Call it until it
+    /// returns `None`. After an error the reader refuses everything.
+    pub fn push<'p>(&mut self, piece: &mut &'p [u8]) -> Result<Option<Part<'p>>, PackError> {
         while !piece.is_empty() {
             let state = std::mem::replace(&mut self.state, State::Failed);
-            self.state = self.step(state, &mut piece)?;
+            let (state, part) = self.step(state, piece)?;
+            self.state = state;
+            if part.is_some() {
+                return Ok(part);
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// The true end has been proven by the caller: the pack, if it is whole.
-    pub fn finish(self) -> Result<Pack, PackError> {
-        let Self { manifest_sha384, bytes_max: _, room: _, state, block, expected, files } = self;
+    /// The true end has been proven by the caller: the proof that the pack is whole, if it is.
+    pub fn finish(self) -> Result<Checked, PackError> {
+        let Self { manifest_sha384, bytes_max: _, wanted: _, state, block, expected, bytes } = self;
         match state {
             // POSIX: "at the end of the archive ... two 512-byte blocks filled with binary zeros".
             State::End { zeros } if zeros >= 2 * BLOCK_BYTES && block.is_empty() && expected.is_empty() => {
-                Ok(Pack { manifest_sha384, files })
+                Ok(Checked { manifest_sha384, bytes })
             }
             _ => Err(PackError::Incomplete),
         }
     }
 
-    fn step(&mut self, state: State, piece: &mut &[u8]) -> Result<State, PackError> {
-        match state {
-            State::Manifest => {
-                let Some(header) = self.header(piece)? else { return Ok(State::Manifest) };
-                let Some(Header { path, size }) = header else { return Err(PackError::ManifestFirst) };
-                if path != MANIFEST_PATH {
-                    return Err(PackError::ManifestFirst);
+    fn step<'p>(&mut self, state: State, piece: &mut &'p [u8]) -> Result<(State, Option<Part<'p>>), PackError> {
+        let next = match state {
+            State::Manifest => match self.header(piece)? {
+                None => State::Manifest,
+                Some(Some(Header { path, size })) if path == MANIFEST_PATH => {
+                    let left = usize::try_from(size).unwrap_or(usize::MAX);
+                    if left == 0 || left > MANIFEST_BYTES_MAX {
+                        return Err(PackError::ManifestSize { limit: MANIFEST_BYTES_MAX });
+                    }
+                    State::ManifestContent { left, content: Vec::with_capacity(left) }
                 }
-                let left = usize::try_from(size).unwrap_or(usize::MAX);
-                if left == 0 || left > MANIFEST_BYTES_MAX {
-                    return Err(PackError::ManifestSize { limit: MANIFEST_BYTES_MAX });
-                }
-                Ok(State::ManifestContent { left, content: Vec::with_capacity(left) })
-            }
+                Some(_) => return Err(PackError::ManifestFirst),
+            },
             State::ManifestContent { left, mut content } => {
                 let taken = take(piece, left);
                 content.extend_from_slice(taken);
                 if taken.len() < left {
-                    return Ok(State::ManifestContent { left: left - taken.len(), content });
+                    State::ManifestContent { left: left - taken.len(), content }
+                } else {
+                    self.read_manifest(&content)?;
+                    after(content.len() as u64)
                 }
-                self.read_manifest(&content)?;
-                Ok(after(content.len()))
             }
-            State::Header => {
-                let Some(header) = self.header(piece)? else { return Ok(State::Header) };
-                match (header, self.expected.pop_front()) {
-                    (None, None) => Ok(State::End { zeros: BLOCK_BYTES }),
-                    (None, Some(_)) => Err(PackError::Missing),
-                    (Some(_), None) => Err(PackError::Extra),
+            State::Header => match self.header(piece)? {
+                None => State::Header,
+                Some(header) => match (header, self.expected.pop_front()) {
+                    (None, None) => State::End { zeros: BLOCK_BYTES },
+                    (None, Some(_)) => return Err(PackError::Missing),
+                    (Some(_), None) => return Err(PackError::Extra),
                     (Some(Header { path, size }), Some(file)) => {
                         if path != file.path || size != file.size {
                             return Err(PackError::NotInOrder);
                         }
-                        let mut content = Vec::new();
-                        let length = usize::try_from(size).map_err(|_| PackError::Memory)?;
-                        content.try_reserve_exact(length).map_err(|_| PackError::Memory)?;
-                        self.content(file, content, piece)
+                        return self.content(file, size, Box::new(digest::Context::new(&digest::SHA384)), piece);
                     }
-                }
-            }
-            State::Content { file, content } => self.content(file, content, piece),
+                },
+            },
+            State::Content { file, left, digest } => return self.content(file, left, digest, piece),
             State::Padding { left } => {
                 let taken = take(piece, left);
                 all_zero(taken)?;
-                Ok(if taken.len() < left { State::Padding { left: left - taken.len() } } else { State::Header })
+                if taken.len() < left { State::Padding { left: left - taken.len() } } else { State::Header }
             }
             State::End { zeros } => {
                 let taken = take(piece, RECORD_BYTES.saturating_sub(zeros));
@@ -156,10 +160,11 @@ impl PackReader {
                     return Err(PackError::Trailing);
                 }
                 all_zero(taken)?;
-                Ok(State::End { zeros: zeros + taken.len() })
+                State::End { zeros: zeros + taken.len() }
             }
-            State::Failed => Err(PackError::Incomplete),
-        }
+            State::Failed => return Err(PackError::Incomplete),
+        };
+        Ok((next, None))
     }
 
     /// A whole header: `None` until its 512 bytes are here, `Some(None)` for a zero block.
@@ -171,19 +176,25 @@ impl PackReader {
         Ok(Some(header))
     }
 
-    fn content(&mut self, file: FileMember, mut content: Vec<u8>, piece: &mut &[u8]) -> Result<State, PackError> {
-        let size = usize::try_from(file.size).map_err(|_| PackError::Memory)?;
-        content.extend_from_slice(take(piece, size - content.len()));
-        if content.len() < size {
-            return Ok(State::Content { file, content });
+    /// Bytes of a file; with its last ones its digest is checked, before they are handed out.
+    fn content<'p>(
+        &self,
+        file: FileMember,
+        left: u64,
+        mut digest: Box<digest::Context>,
+        piece: &mut &'p [u8],
+    ) -> Result<(State, Option<Part<'p>>), PackError> {
+        let bytes = take(piece, usize::try_from(left).unwrap_or(usize::MAX));
+        digest.update(bytes);
+        let (left, of) = (left - bytes.len() as u64, file.size);
+        let part = (file.path == self.wanted && !bytes.is_empty()).then_some(Part { bytes, of });
+        if left > 0 {
+            return Ok((State::Content { file, left, digest }, part));
         }
-        let FileMember { path, size: _, sha384 } = file;
-        if !is_digest(&content, &sha384)? {
+        if digest.finish().as_ref() != sha384(&file)? {
             return Err(PackError::Digest);
         }
-        let next = after(content.len());
-        self.files.push((path, content));
-        Ok(next)
+        Ok((after(of), part))
     }
 
     fn read_manifest(&mut self, content: &[u8]) -> Result<(), PackError> {
@@ -200,15 +211,13 @@ impl PackReader {
             if !tar::is_path(&file.path) || file.path == MANIFEST_PATH || again {
                 return Err(PackError::Manifest);
             }
+            sha384(file)?;
             total = total.checked_add(file.size).ok_or(PackError::TooLarge { limit: self.bytes_max })?;
         }
         if total > self.bytes_max {
             return Err(PackError::TooLarge { limit: self.bytes_max });
         }
-        if total > self.room {
-            return Err(PackError::NoRoom { needed: total, available: self.room });
-        }
-        self.expected = files.into();
+        (self.expected, self.bytes) = (files.into(), total);
         Ok(())
     }
 }
@@ -223,17 +232,17 @@ fn all_zero(bytes: &[u8]) -> Result<(), PackError> {
     if bytes.iter().all(|byte| *byte == 0) { Ok(()) } else { Err(PackError::Padding) }
 }
 
-fn after(length: usize) -> State {
-    match length % BLOCK_BYTES {
+fn after(length: u64) -> State {
+    match length % BLOCK_BYTES as u64 {
         0 => State::Header,
-        part => State::Padding { left: BLOCK_BYTES - part },
+        part => State::Padding { left: BLOCK_BYTES - part as usize },
     }
 }
 
-fn is_digest(content: &[u8], hex_digest: &str) -> Result<bool, PackError> {
-    let mut expected = [0; 48];
-    hex::decode_to_slice(hex_digest, &mut expected).map_err(|_| PackError::Manifest)?;
-    Ok(digest::digest(&digest::SHA384, content).as_ref() == expected)
+fn sha384(file: &FileMember) -> Result<[u8; 48], PackError> {
+    let mut digest = [0; 48];
+    hex::decode_to_slice(&file.sha384, &mut digest).map_err(|_| PackError::Manifest)?;
+    Ok(digest)
 }
 
 /// Why a pack is refused.
@@ -263,17 +272,6 @@ pub enum PackError {
         /// The limit, in bytes.
         limit: u64,
     },
-    /// The manifest announces more than this machine's memory holds.
-    #[error("the files have {needed} bytes, and {available} bytes of memory are free: give the enclave more memory")]
-    NoRoom {
-        /// Bytes of the files.
-        needed: u64,
-        /// Bytes of memory.
-        available: u64,
-    },
-    /// This machine has not enough memory.
-    #[error("there is not enough memory for the pack")]
-    Memory,
     /// A file of another name, size or place than the manifest says.
     #[error("a file differs from the manifest in name, size or order")]
     NotInOrder,
@@ -321,4 +319,4 @@ const FILES_MAX: usize = 64;
 const RECORD_BYTES: usize = 20 * BLOCK_BYTES;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -53,25 +53,69 @@ fn archive(listed: &[(&str, &[u8])], stored: &[(&str, &[u8])]) -> (Vec<u8>, [u8;
     (out, sha384(&manifest))
 }
 
-fn read(bytes: &[u8], digest: [u8; 48], piece: usize) -> Result<Pack, PackError> {
-    let mut reader = PackReader::new(digest, 1 << 20, 1 << 20);
-    for piece in bytes.chunks(piece) {
-        reader.push(piece)?;
+/// A proof, of some pack.
+pub(crate) fn checked() -> Checked {
+    let (bytes, digest) = archive(FILES, FILES);
+    read(&bytes, digest, 512).unwrap().1
+}
+
+/// The file "model.gguf", and the proof.
+fn read(bytes: &[u8], digest: [u8; 48], piece: usize) -> Result<(Vec<u8>, Checked), PackError> {
+    read_file("model.gguf", bytes, digest, piece)
+}
+
+fn read_file(
+    wanted: &'static str,
+    bytes: &[u8],
+    digest: [u8; 48],
+    piece: usize,
+) -> Result<(Vec<u8>, Checked), PackError> {
+    let mut reader = PackReader::new(digest, 1 << 20, wanted);
+    let mut file = Vec::new();
+    for mut piece in bytes.chunks(piece) {
+        while let Some(part) = reader.push(&mut piece)? {
+            assert!(!part.bytes.is_empty());
+            file.extend_from_slice(part.bytes);
+            assert!(file.len() as u64 <= part.of);
+        }
+        assert!(piece.is_empty());
     }
-    reader.finish()
+    Ok((file, reader.finish()?))
 }
 
 const FILES: &[(&str, &[u8])] = &[("model.gguf", &[7; 1500]), ("card.md", b"a card"), ("empty", b"")];
 
 #[test]
-fn a_pack_is_read_in_pieces_of_any_size() {
+fn a_pack_is_read_in_pieces_of_any_size_and_one_of_its_files_is_handed_out() {
     let (bytes, digest) = archive(FILES, FILES);
     for piece in [1, 3, 511, 512, 513, 4096, bytes.len()] {
-        let mut pack = read(&bytes, digest, piece).unwrap();
-        assert_eq!(pack.take("model.gguf").unwrap(), [7; 1500]);
-        assert_eq!(pack.take("card.md").unwrap(), b"a card");
-        assert_eq!(pack.take("empty").unwrap(), b"");
-        assert!(pack.take("model.gguf").is_none());
+        for (path, content) in FILES {
+            let (file, proof) = read_file(path, &bytes, digest, piece).unwrap();
+            assert_eq!(file, *content);
+            assert_eq!((proof.manifest_sha384(), proof.bytes()), (&digest, 1506));
+        }
+        assert!(read_file("other", &bytes, digest, piece).unwrap().0.is_empty());
+    }
+}
+
+#[test]
+fn a_file_is_handed_out_before_its_end_and_its_last_bytes_only_with_a_good_digest() {
+    let (good, digest) = archive(FILES, FILES);
+    let (bad, _) = archive(FILES, &[("model.gguf", &[8; 1500]), FILES[1], FILES[2]]);
+    let start = member("manifest.json", &manifest(FILES)).len() + BLOCK_BYTES;
+    for (bytes, is_good) in [(&good, true), (&[&good[..start], &bad[start..]].concat(), false)] {
+        let mut reader = PackReader::new(digest, 1 << 20, "model.gguf");
+        let mut first = &bytes[..start + 1000];
+        assert_eq!(reader.push(&mut first).unwrap().expect("a part").bytes.len(), 1000);
+        assert!(reader.push(&mut first).unwrap().is_none());
+        let mut second = &bytes[start + 1000..];
+        assert_eq!(
+            reader.push(&mut second).map(|part| part.map(|part| part.bytes.len())),
+            match is_good {
+                true => Ok(Some(500)),
+                false => Err(PackError::Digest),
+            }
+        );
     }
 }
 
@@ -185,9 +229,8 @@ proptest! {
         let at = at % bytes.len();
         bytes[at] ^= 1 << bit;
         // Mode, owner and time decide nothing; everywhere else a flip is refused.
-        if let Ok(mut pack) = read(&bytes, digest, 999) {
-            prop_assert_eq!(pack.take("model.gguf").unwrap(), [7; 1500]);
-            prop_assert_eq!(pack.take("card.md").unwrap(), b"a card");
+        if let Ok((file, _)) = read(&bytes, digest, 999) {
+            prop_assert_eq!(file, [7; 1500]);
         }
     }
 

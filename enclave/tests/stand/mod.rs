@@ -58,6 +58,8 @@ pub(crate) struct Twist {
     pub(crate) deny_model_key: bool,
     /// Changes the configuration document.
     pub(crate) configuration: fn(String) -> String,
+    /// Changes the model, but not what the manifest says of it.
+    pub(crate) model: fn(Vec<u8>) -> Vec<u8>,
     /// Changes the sealed pack.
     pub(crate) pack: fn(Vec<u8>) -> Vec<u8>,
     /// How long the parent is not there.
@@ -75,6 +77,7 @@ impl Default for Twist {
             lock_pcr17: false,
             deny_model_key: false,
             configuration: |document| document,
+            model: |model| model,
             pack: |pack| pack,
             parent_after: Duration::ZERO,
             cut_pack_at: None,
@@ -157,6 +160,7 @@ impl Stand {
             lock_pcr17,
             deny_model_key,
             configuration,
+            model,
             pack: change,
             parent_after,
             cut_pack_at,
@@ -172,7 +176,7 @@ impl Stand {
         let customer = sdk(&kms);
         let customer_key = create_key(&customer, false).await;
         let model_key = create_key(&customer, deny_model_key).await;
-        let (pack, manifest) = archive();
+        let (pack, manifest) = archive(model);
         let context = [("subrosa:model", MODEL), ("subrosa:purpose", "model-pack"), ("subrosa:version", "1")];
         let pack = change(seal(&customer, &model_key, Suite::Commit, &context, 65_536, &pack).await.0);
         let document = json!({"version": 1, "region": REGION, "limits": limits, "models": [{"name": MODEL,
@@ -213,7 +217,7 @@ impl Stand {
         panic!("the enclave does not serve");
     }
 
-    fn door(&self) -> Address {
+    pub(crate) fn door(&self) -> Address {
         Address::Unix { path: self.folder.path().join("enclave.sock"), port: address::ENCLAVE_PORT }
     }
 

@@ -117,14 +117,15 @@ pub(super) fn sdk(kms: &kms::Handle) -> aws_sdk_kms::Client {
     aws_sdk_kms::Client::from_conf(configuration)
 }
 
-/// A ustar archive of a manifest and the demonstration model.
-pub(super) fn archive() -> (Vec<u8>, Vec<u8>) {
+/// A ustar archive of a manifest and the demonstration model, which is changed after it was listed.
+pub(super) fn archive(change: fn(Vec<u8>) -> Vec<u8>) -> (Vec<u8>, Vec<u8>) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/demo-model/subrosa-intake.gguf");
     let model = std::fs::read(path).unwrap();
     let sha384 = |bytes: &[u8]| digest::digest(&digest::SHA384, bytes).as_ref().to_vec();
     let manifest = json!({"version": 1, "name": MODEL, "files": [
         {"path": "model.gguf", "size": model.len(), "sha384": hex::encode(sha384(&model))}]});
     let manifest = manifest.to_string().into_bytes();
+    let model = change(model);
     let mut out = Vec::new();
     for (name, content) in [("manifest.json", &manifest), ("model.gguf", &model)] {
         let mut block = [0_u8; 512];

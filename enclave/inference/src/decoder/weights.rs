@@ -5,9 +5,10 @@ use std::io::{self, Read};
 
 use candle_core::Device;
 use candle_core::quantized::{GgmlDType, QStorage, QTensor};
-use kernels::{Format, LANES as ROWS_OF_A_TILE, PackError, Packed};
-use model_header::{Architecture, Config, READ_AT_ONCE};
+use kernels::{Format, PackError, Packed, Room};
+use model_header::{Architecture, Config, bytes_at_once};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 use super::rope::Rope;
 use crate::gguf::{GgufError, Header, TensorInfo, TensorType};
@@ -178,7 +179,7 @@ impl Loader<'_> {
                 let format = format(name, kind)?;
                 let block = format.inputs_of_block();
                 if inputs.is_multiple_of(block) {
-                    Packed::zeroed(format, 1, block).map_err(|error| unreadable(name, &error))
+                    Packed::zeroed(&mut Room::new(0), format, 1, block).map_err(|error| unreadable(name, &error))
                 } else {
                     Err(unreadable(name, &PackError::Inputs { inputs, block }))
                 }
@@ -221,11 +222,14 @@ impl Loader<'_> {
 
 /// Reads every tensor: matrices are packed as they come.
 fn read_tensors<'a>(header: &Header<'a>, data: &mut dyn Read) -> Result<BTreeMap<&'a str, Tensor>, WeightsError> {
+    let mut room = room(header)?;
     let mut in_order: Vec<(&'a str, &TensorInfo)> = header.tensors().collect();
     in_order.sort_by_key(|(_, info)| info.offset);
     let mut at = 0;
     let mut loaded = BTreeMap::new();
-    let mut buffer = Vec::new();
+    // Made once: what grows leaves copies behind.
+    let most = in_order.iter().map(|(_, info)| bytes_at_once(info)).max().unwrap_or(0);
+    let mut buffer = Zeroizing::new(Vec::with_capacity(most));
     for (name, info) in in_order {
         let gap = info.offset.checked_sub(at).ok_or_else(|| WeightsError::Overlap(name.to_owned()))?;
         let skipped =
@@ -234,7 +238,9 @@ fn read_tensors<'a>(header: &Header<'a>, data: &mut dyn Read) -> Result<BTreeMap
             return Err(GgufError::TensorPastEnd { tensor: name.to_owned() }.into());
         }
         let tensor = match info.shape.as_slice() {
-            &[outputs, inputs] => Tensor::Matrix(read_matrix(name, info, outputs, inputs, data, &mut buffer)?),
+            &[outputs, inputs] => {
+                Tensor::Matrix(read_matrix(name, info, (outputs, inputs), &mut room, data, &mut buffer)?)
+            }
             _ => Tensor::Vector(read_vector(name, info, data, &mut buffer)?),
         };
         loaded.insert(name, tensor);
@@ -243,19 +249,30 @@ fn read_tensors<'a>(header: &Header<'a>, data: &mut dyn Read) -> Result<BTreeMap
     Ok(loaded)
 }
 
+/// For all matrices.
+fn room(header: &Header<'_>) -> Result<Room, WeightsError> {
+    let mut bytes = 0_usize;
+    for (name, info) in header.tensors() {
+        if let &[outputs, inputs] = info.shape.as_slice() {
+            bytes = bytes.saturating_add(Packed::room_for(format(name, info.kind)?, outputs, inputs));
+        }
+    }
+    Ok(Room::new(bytes))
+}
+
 fn read_matrix(
     name: &str,
     info: &TensorInfo,
-    outputs: usize,
-    inputs: usize,
+    (outputs, inputs): (usize, usize),
+    room: &mut Room,
     data: &mut dyn Read,
     buffer: &mut Vec<u8>,
 ) -> Result<Packed, WeightsError> {
     let mut matrix =
-        Packed::zeroed(format(name, info.kind)?, outputs, inputs).map_err(|error| unreadable(name, &error))?;
+        Packed::zeroed(room, format(name, info.kind)?, outputs, inputs).map_err(|error| unreadable(name, &error))?;
     let row_bytes = matrix.bytes_of_row();
-    let together = (READ_AT_ONCE / row_bytes).next_multiple_of(ROWS_OF_A_TILE).max(ROWS_OF_A_TILE);
-    for first in (0..outputs).step_by(together) {
+    let together = bytes_at_once(info) / row_bytes;
+    for first in (0..outputs).step_by(together.max(1)) {
         buffer.resize(together.min(outputs - first) * row_bytes, 0);
         data.read_exact(buffer).map_err(|error| cut(name, &error))?;
         matrix.fill(first, buffer).map_err(|error| unreadable(name, &error))?;
@@ -308,16 +325,20 @@ fn format(tensor: &str, kind: TensorType) -> Result<Format, WeightsError> {
         TensorType::F16 => Format::F16,
         TensorType::Bf16 => Format::Bf16,
         TensorType::Q4_0 => Format::Q4_0,
+        TensorType::Q4_1 => Format::Q4_1,
+        TensorType::Q5_0 => Format::Q5_0,
+        TensorType::Q5_1 => Format::Q5_1,
         TensorType::Q8_0 => Format::Q8_0,
         TensorType::Q4K => Format::Q4K,
         TensorType::Q5K => Format::Q5K,
         TensorType::Q6K => Format::Q6K,
-        TensorType::Q4_1 | TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q2K | TensorType::Q3K => {
+        // Q3_K could be had as Q6_K, weight for weight, at twice its size: then a file of another type is better.
+        TensorType::Q2K | TensorType::Q3K => {
             return Err(WeightsError::Type { tensor: tensor.to_owned(), kind: kind.name() });
         }
     })
 }
 
-const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q5_K and Q6_K";
+const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
 const OUTPUT: &str = "output.weight";
 const ROPE_FACTORS: &str = "rope_freqs.weight";

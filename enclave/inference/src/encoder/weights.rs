@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
-use kernels::{Format, LANES as ROWS_OF_A_TILE, PackError, Packed};
+use kernels::{Format, LANES as ROWS_OF_A_TILE, PackError, Packed, Room};
 use model_header::safetensors::{Dtype, Header, TensorInfo};
 use model_header::{EncoderConfig, READ_AT_ONCE, is_left_out};
 use thiserror::Error;
@@ -208,7 +208,7 @@ impl Loaded {
 fn read_tensors(header: &Header, data: &mut dyn Read) -> Result<BTreeMap<String, Tensor>, EncoderWeightsError> {
     let mut in_order: Vec<(&str, &TensorInfo)> = header.tensors().collect();
     in_order.sort_by_key(|(_, info)| (info.offset, info.bytes));
-    let mut loaded = BTreeMap::new();
+    let (mut loaded, mut room) = (BTreeMap::new(), room(header)?);
     let mut buffer = Vec::new();
     for (name, info) in in_order {
         if is_left_out(name) {
@@ -220,11 +220,13 @@ fn read_tensors(header: &Header, data: &mut dyn Read) -> Result<BTreeMap<String,
             continue;
         }
         let tensor = match *info.shape.as_slice() {
-            [outputs, inputs] => Tensor::Matrix(read_matrix(name, info, outputs, inputs, data, &mut buffer)?),
+            [outputs, inputs] => {
+                Tensor::Matrix(read_matrix(name, info, (outputs, inputs), &mut room, data, &mut buffer)?)
+            }
             _ => {
                 // A matrix of one row.
                 let mut vector = vec![0.0; info.elements()];
-                let row = read_matrix(name, info, 1, info.elements(), data, &mut buffer)?;
+                let row = read_matrix(name, info, (1, info.elements()), &mut Room::new(0), data, &mut buffer)?;
                 row.row(0, &mut vector);
                 Tensor::Vector(vector)
             }
@@ -234,16 +236,27 @@ fn read_tensors(header: &Header, data: &mut dyn Read) -> Result<BTreeMap<String,
     Ok(loaded)
 }
 
+/// For all matrices, side by side.
+fn room(header: &Header) -> Result<Room, EncoderWeightsError> {
+    let mut bytes = 0_usize;
+    for (name, info) in header.tensors() {
+        if let ([outputs, inputs], false) = (info.shape.as_slice(), is_left_out(name)) {
+            bytes = bytes.saturating_add(Packed::room_for(format(name, info.dtype)?, *outputs, *inputs));
+        }
+    }
+    Ok(Room::new(bytes))
+}
+
 fn read_matrix(
     name: &str,
     info: &TensorInfo,
-    outputs: usize,
-    inputs: usize,
+    (outputs, inputs): (usize, usize),
+    room: &mut Room,
     data: &mut dyn Read,
     buffer: &mut Vec<u8>,
 ) -> Result<Packed, EncoderWeightsError> {
     let refused = |reason| EncoderWeightsError::Pack { tensor: name.to_owned(), reason };
-    let mut matrix = Packed::zeroed(format(name, info.dtype)?, outputs, inputs).map_err(refused)?;
+    let mut matrix = Packed::zeroed(room, format(name, info.dtype)?, outputs, inputs).map_err(refused)?;
     let row_bytes = matrix.bytes_of_row();
     let together = (READ_AT_ONCE / row_bytes).next_multiple_of(ROWS_OF_A_TILE).max(ROWS_OF_A_TILE);
     for first in (0..outputs).step_by(together) {

@@ -2,7 +2,7 @@
 //! which it lies.
 
 use super::rows::QuantisedRows;
-use super::{BF16, F16, F32, Job, Place, Q4_0, Q4K, Q5K, Q8_0};
+use super::{BF16, F16, F32, Job, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q8_0};
 use crate::format::{K_HEAD, Q6_HEAD};
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
@@ -26,7 +26,10 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Jo
                 let rows = QuantisedRows::of(job, index, count, place.row);
                 let part = match FORMAT {
                     Q8_0 => q8_0::<V, M>(tile, rows, count),
-                    Q4_0 => q4_0::<V, M>(tile, rows, count),
+                    Q4_0 => small::<V, Q4_0, M>(tile, rows, count),
+                    Q4_1 => small::<V, Q4_1, M>(tile, rows, count),
+                    Q5_0 => small::<V, Q5_0, M>(tile, rows, count),
+                    Q5_1 => small::<V, Q5_1, M>(tile, rows, count),
                     Q4K => k::<V, false, M>(tile, rows),
                     Q5K => k::<V, true, M>(tile, rows),
                     _ => q6::<V, M>(tile, rows),
@@ -76,20 +79,44 @@ unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, 
     }
 }
 
+/// Nibbles with a scale for 32; in Q5_0 and Q5_1 with fifth bits, in Q4_1 and Q5_1 with minima.
 #[inline(always)]
-unsafe fn q4_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, count: usize) -> [V; M] {
+unsafe fn small<V: Vector, const FORMAT: u8, const M: usize>(
+    tile: *const u8,
+    rows: QuantisedRows,
+    count: usize,
+) -> [V; M] {
     // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
     unsafe {
+        let (has_fifth, has_minima) = (FORMAT == Q5_0 || FORMAT == Q5_1, FORMAT == Q4_1 || FORMAT == Q5_1);
+        let (head, size) = (count * if has_minima { 64 } else { 32 }, if has_fifth { 256 + 64 } else { 256 });
         let mut part = [V::splat(0.0); M];
         for index in 0..count {
+            let codes = tile.add(head + index * size);
             let mut sums = [V::splat_int(0); M];
             for row in 0..M {
-                sums[row] = V::splat_int(-8 * rows.sum32(row, index));
+                sums[row] = V::splat_int(-offset(FORMAT) * rows.sum32(row, index));
             }
-            nibbles::<V, M>(tile.add(count * 32 + index * 256), None, &rows, index * BLOCK_INPUTS, &mut sums);
+            let fifth = if has_fifth { Some(codes.add(256)) } else { None };
+            nibbles::<V, M>(codes, fifth, &rows, index * BLOCK_INPUTS, &mut sums);
             scaled(V::load_f16(tile.add(index * 32)), sums, &mut part);
+            if has_minima {
+                let minimum = V::load_f16(tile.add((count + index) * 32));
+                for row in 0..M {
+                    part[row] = minimum.fma(V::splat(rows.sum32(row, index) as f32), part[row]);
+                }
+            }
         }
         part
+    }
+}
+
+/// What a code of nibbles, with or without a fifth bit, says more than it means.
+pub(super) const fn offset(format: u8) -> i32 {
+    match format {
+        Q4_0 => 8,
+        Q5_0 => 16,
+        _ => 0,
     }
 }
 

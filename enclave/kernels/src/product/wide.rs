@@ -4,9 +4,9 @@
 
 use zeroize::Zeroize;
 
-use super::block::{fifth_bits, six_bits};
+use super::block::{fifth_bits, offset, six_bits};
 use super::rows::QuantisedRows;
-use super::{Job, Q4_0, Q4K, Q5K, Q6K, Q8_0, ROWS_IN_CACHE};
+use super::{Job, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, ROWS_IN_CACHE};
 use crate::format::{Format, K_HEAD, Q6_HEAD};
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
@@ -25,7 +25,7 @@ pub(super) struct Area {
 /// What is at hand while an area is computed: it fits the first cache of a core.
 #[repr(C, align(64))]
 #[derive(Zeroize)]
-pub(super) struct Room {
+pub(super) struct Desk {
     /// A super-block of two tiles as codes of 8 bits.
     codes: [[u8; SUPER_CODES]; 2],
     /// The scales that belong to them: for each block, or for each half of one.
@@ -33,7 +33,7 @@ pub(super) struct Room {
     results: [[[f32; LANES]; 2]; ROWS_IN_CACHE],
 }
 
-impl Room {
+impl Desk {
     pub(super) fn new() -> Self {
         Self {
             codes: [[0; SUPER_CODES]; 2],
@@ -51,7 +51,7 @@ impl Room {
 pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
     job: &Job,
     area: Area,
-    room: &mut Room,
+    desk: &mut Desk,
 ) {
     // SAFETY: offsets are those of the format, within tiles and rows that the job has.
     unsafe {
@@ -60,7 +60,7 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
         // As even as it goes: the first ones have one more than the last.
         let groups = area.rows.div_ceil(M);
         let (least, larger) = (area.rows / groups, area.rows % groups);
-        room.results[..area.rows].fill([[0.0; LANES]; 2]);
+        desk.results[..area.rows].fill([[0.0; LANES]; 2]);
         let mut weights = [job.weights; N];
         for (index, weights) in weights.iter_mut().enumerate() {
             *weights = job.weights.add((area.tile + index) * job.tile_bytes);
@@ -69,7 +69,7 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
             let count = SUPER.min(blocks - index * SUPER);
             let bytes = job.format.super_bytes(count);
             for tile in 0..N {
-                unpack::<V, FORMAT>(weights[tile], count, &mut room.codes[tile], &mut room.scales[tile]);
+                unpack::<V, FORMAT>(weights[tile], count, &mut desk.codes[tile], &mut desk.scales[tile]);
             }
             // What comes next is asked for in time, a share of it with each group of rows.
             let share = if area.goes_on { bytes.div_ceil(groups).next_multiple_of(64) } else { 0 };
@@ -95,12 +95,12 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
                     }
                 }
                 let quantised = QuantisedRows::of(job, index, count, area.row + first);
-                let results = room.results.as_mut_ptr().add(first).cast();
+                let results = desk.results.as_mut_ptr().add(first).cast();
                 macro_rules! with_rows {
                     ($($rows:literal)*) => {
                         match rows {
                             $($rows if $rows <= M => {
-                                some::<V, FORMAT, $rows, N>(weights, count, quantised, &room.codes, &room.scales, results);
+                                some::<V, FORMAT, $rows, N>(weights, count, quantised, &desk.codes, &desk.scales, results);
                             })*
                             _ => {}
                         }
@@ -117,7 +117,7 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
             for tile in 0..N {
                 let column = (area.tile + tile) * LANES;
                 let out = job.out.add((area.row + row) * job.outputs + column);
-                let result = room.results[row][tile].as_ptr();
+                let result = desk.results[row][tile].as_ptr();
                 if column + LANES <= job.outputs {
                     V::load(result).store(out);
                 } else {
@@ -163,17 +163,19 @@ unsafe fn unpack<V: Vector, const FORMAT: u8>(
                     put(group + 4, second);
                 }
             } else {
-                let nibbles = if FORMAT == Q4_0 {
-                    V::load_f16(tile.add(index * 32)).store(scale);
-                    tile.add(count * 32 + index * 256)
-                } else {
+                let has_fifth = FORMAT == Q5K || FORMAT == Q5_0 || FORMAT == Q5_1;
+                let size = if has_fifth { 256 + 64 } else { 256 };
+                let nibbles = if FORMAT == Q4K || FORMAT == Q5K {
                     V::floats(V::load_u8(tile.add(64 + index * LANES))).store(scale);
-                    tile.add(K_HEAD + index * if FORMAT == Q5K { 256 + 64 } else { 256 })
+                    tile.add(K_HEAD + index * size)
+                } else {
+                    V::load_f16(tile.add(index * 32)).store(scale);
+                    tile.add(count * if FORMAT == Q4_1 || FORMAT == Q5_1 { 64 } else { 32 } + index * size)
                 };
                 for group in 0..4 {
                     let both = V::load_bytes(nibbles.add(group * 64));
                     let (mut first, mut second) = (V::low_nibbles(both), V::high_nibbles(both));
-                    if FORMAT == Q5K {
+                    if has_fifth {
                         first = fifth_bits::<V>(first, nibbles.add(256), group);
                         second = fifth_bits::<V>(second, nibbles.add(256), group + 4);
                     }
@@ -205,9 +207,9 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
             for row in 0..M {
                 let start = match FORMAT {
                     Q8_0 => V::full_start(rows.sum32(row, index)),
-                    Q4_0 => V::splat_int(-8 * rows.sum32(row, index)),
                     Q6K => V::splat_int(-32 * rows.sum16(row, index)),
-                    _ => V::splat_int(0),
+                    Q4K | Q5K => V::splat_int(0),
+                    _ => V::splat_int(-offset(FORMAT) * rows.sum32(row, index)),
                 };
                 sums[row] = [start; N];
             }
@@ -232,6 +234,13 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
                 let scale = V::load(scales[tile].as_ptr().add(index * LANES));
                 for row in 0..M {
                     part[row][tile] = V::floats(sums[row][tile]).fma(scale, part[row][tile]);
+                }
+                if FORMAT == Q4_1 || FORMAT == Q5_1 {
+                    let minimum = V::load_f16(weights[tile].add((count + index) * 32));
+                    for row in 0..M {
+                        let sum = V::splat(rows.sum32(row, index) as f32);
+                        part[row][tile] = minimum.fma(sum, part[row][tile]);
+                    }
                 }
             }
         }
