@@ -37,13 +37,13 @@ impl Activations {
     /// Room for rows of f32, whose content is whatever was there before.
     pub fn rows_mut(&mut self, rows: usize, inputs: usize) -> &mut [f32] {
         assert!(rows.checked_mul(inputs).is_some(), "so many elements as memory can hold");
-        (self.rows, self.inputs) = (rows, inputs);
         // What was quantised before is not of these rows.
         self.codes.clear();
         self.scales.clear();
         self.sums16.clear();
         self.sums32.clear();
         resize(&mut self.floats, rows * inputs);
+        (self.rows, self.inputs) = (rows, inputs);
         &mut self.floats
     }
 
@@ -191,7 +191,7 @@ impl Drop for Activations {
     }
 }
 
-/// Inputs that share a scale.
+/// Activations that share a scale.
 const SUPER_INPUTS: usize = SUPER * BLOCK_INPUTS;
 /// So many are quantised on one thread: less work is not worth handing over.
 const SUPERS_OF_A_TASK: usize = 64;

@@ -137,8 +137,8 @@ impl Format {
     pub(crate) const fn tile_bytes(self, inputs: usize) -> usize {
         if self.is_quantised() {
             let blocks = inputs / BLOCK_INPUTS;
-            (blocks / SUPER).saturating_mul(self.super_bytes(SUPER))
-                + if blocks.is_multiple_of(SUPER) { 0 } else { self.super_bytes(blocks % SUPER) }
+            let last = if blocks.is_multiple_of(SUPER) { 0 } else { self.super_bytes(blocks % SUPER) };
+            (blocks / SUPER).saturating_mul(self.super_bytes(SUPER)).saturating_add(last)
         } else {
             inputs.saturating_mul(LANES * self.bytes_of_block())
         }
