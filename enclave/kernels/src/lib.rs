@@ -2,10 +2,10 @@
 //! the element-wise parts between them.
 //!
 //! Several families compute the same: AVX-512 VNNI and AVX2 with FMA on x86-64, NEON with `dotprod` and with `i8mm` on Arm, and
-//! plain Rust. The family is chosen at run time ([`Family::best`]), so one image runs, and measures the same, on every host. **All families give the same bits**: integer
-//! sums are exact, and every f32 operation is a fused or a single one, in one order: that of the format, and where a sum runs across
-//! lanes (norms, softmax) that of one fixed tree. It depends neither on how many rows are computed together nor on the number of
-//! threads.
+//! plain Rust. The family is chosen at run time ([`Family::best`]), so one image runs, and measures the same, on every host. **All
+//! families give the same bits**: integer sums are exact, and every f32 operation is a fused or a single one, in one order: that of
+//! the format, and where a sum runs across lanes (norms, softmax) that of one fixed tree. It depends neither on how many rows are
+//! computed together nor on the number of threads.
 //!
 //! Weights lie in *tiles* of 16 outputs (see [`Format`]): a vector instruction works on 16 outputs at once, and reads the
 //! weights in the order in which they lie.
@@ -112,7 +112,7 @@ impl Family {
 
 /// Outputs of a tile.
 pub const LANES: usize = 16;
-/// Inputs that share a scale.
+/// Inputs of a block. In most formats their weights share a scale.
 pub(crate) const BLOCK_INPUTS: usize = 32;
 /// Blocks that lie together: 256 inputs, the super-block of the K formats.
 pub(crate) const SUPER: usize = 8;

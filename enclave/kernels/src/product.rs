@@ -6,7 +6,7 @@ mod wide;
 
 use block::block;
 use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
-use wide::{Area, Desk};
+use wide::{Area, Scratch};
 use zeroize::Zeroize;
 
 use crate::Family;
@@ -37,7 +37,7 @@ pub fn multiply(family: Family, activations: &Activations, products: &mut [Produ
         .iter_mut()
         .map(|Product { weights, out }| {
             assert_eq!(weights.inputs(), view.inputs, "as many activations as the matrix has inputs");
-            assert_eq!(out.len(), view.rows * weights.outputs(), "room for every result");
+            assert_eq!(Some(out.len()), view.rows.checked_mul(weights.outputs()), "as many elements as results");
             if weights.format().is_quantised() {
                 assert_eq!(view.codes.len(), view.rows * view.inputs, "quantised activations");
             }
@@ -110,17 +110,17 @@ impl Job {
             Family::Plain => (1, 1),
         };
         if self.rows > few && self.format.is_quantised() {
-            let mut desk = Desk::new();
+            let mut scratch = Scratch::new();
             // So many rows stay in the cache of the core while all tiles go by.
             for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
                 let rows = ROWS_IN_CACHE.min(self.rows - row);
                 for tile in (first..end).step_by(tiles_of_area) {
                     let area = Area { row, rows, tile, goes_on: end - tile >= 2 * tiles_of_area };
                     // SAFETY: rows and tiles are within the job, and the processor has the family (`multiply` checked).
-                    unsafe { self.area(family, area, tiles_of_area.min(end - tile), &mut desk) };
+                    unsafe { self.area(family, area, tiles_of_area.min(end - tile), &mut scratch) };
                 }
             }
-            desk.zeroize();
+            scratch.zeroize();
             return;
         }
         for tile in first..end {
@@ -133,20 +133,20 @@ impl Job {
 
     /// # Safety
     /// The area must be within the job, with `tiles` tiles; the format must be quantised, and the processor must have the family.
-    unsafe fn area(&self, family: Family, area: Area, tiles: usize, desk: &mut Desk) {
+    unsafe fn area(&self, family: Family, area: Area, tiles: usize, scratch: &mut Scratch) {
         macro_rules! with_format {
             ($function:ident, $rows:literal, $tiles:literal) => {
                 // SAFETY: as the caller's.
                 unsafe {
                     match self.format {
-                        Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, area, desk),
-                        Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, area, desk),
-                        Format::Q4_1 => $function::<Q4_1, $rows, $tiles>(self, area, desk),
-                        Format::Q5_0 => $function::<Q5_0, $rows, $tiles>(self, area, desk),
-                        Format::Q5_1 => $function::<Q5_1, $rows, $tiles>(self, area, desk),
-                        Format::Q4K => $function::<Q4K, $rows, $tiles>(self, area, desk),
-                        Format::Q5K => $function::<Q5K, $rows, $tiles>(self, area, desk),
-                        Format::Q6K => $function::<Q6K, $rows, $tiles>(self, area, desk),
+                        Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, area, scratch),
+                        Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, area, scratch),
+                        Format::Q4_1 => $function::<Q4_1, $rows, $tiles>(self, area, scratch),
+                        Format::Q5_0 => $function::<Q5_0, $rows, $tiles>(self, area, scratch),
+                        Format::Q5_1 => $function::<Q5_1, $rows, $tiles>(self, area, scratch),
+                        Format::Q4K => $function::<Q4K, $rows, $tiles>(self, area, scratch),
+                        Format::Q5K => $function::<Q5K, $rows, $tiles>(self, area, scratch),
+                        Format::Q6K => $function::<Q6K, $rows, $tiles>(self, area, scratch),
                         Format::F32 | Format::F16 | Format::Bf16 => {}
                     }
                 }
@@ -280,43 +280,51 @@ unsafe fn plain<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
+unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::avx512::Avx512, FORMAT, M, N>(job, area, desk) }
+    unsafe { wide::area::<crate::avx512::Avx512, FORMAT, M, N>(job, area, scratch) }
 }
 
 /// # Safety
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn wide_avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
+unsafe fn wide_avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::avx2::Avx2, FORMAT, M, N>(job, area, desk) }
+    unsafe { wide::area::<crate::avx2::Avx2, FORMAT, M, N>(job, area, scratch) }
 }
 
 /// # Safety
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn wide_neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
+unsafe fn wide_neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(
+    job: &Job,
+    area: Area,
+    scratch: &mut Scratch,
+) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::neon::Neon<false>, FORMAT, M, N>(job, area, desk) }
+    unsafe { wide::area::<crate::neon::Neon<false>, FORMAT, M, N>(job, area, scratch) }
 }
 
 /// # Safety
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "aarch64")]
 #[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn wide_neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
+unsafe fn wide_neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(
+    job: &Job,
+    area: Area,
+    scratch: &mut Scratch,
+) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::neon::Neon<true>, FORMAT, M, N>(job, area, desk) }
+    unsafe { wide::area::<crate::neon::Neon<true>, FORMAT, M, N>(job, area, scratch) }
 }
 
 /// # Safety
 /// As [`area`](wide::area).
-unsafe fn wide_plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, desk: &mut Desk) {
+unsafe fn wide_plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: plain Rust runs anywhere.
-    unsafe { wide::area::<crate::plain::Plain, FORMAT, M, N>(job, area, desk) }
+    unsafe { wide::area::<crate::plain::Plain, FORMAT, M, N>(job, area, scratch) }
 }
 
 /// 128 rows of 2,048 codes are a quarter of the second cache of most cores. The engine's chunks of prompts are as long.

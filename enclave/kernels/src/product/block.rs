@@ -227,11 +227,8 @@ unsafe fn scaled<V: Vector, const M: usize>(scale: V, sums: [V::Ints; M], part: 
 }
 
 /// What is left to do with a super-block of Q4_K or Q5_K: its scale, and its minima times the sums of the activations.
-///
-/// # Safety
-/// `tile` must be such a super-block, and there must be `M` rows.
 #[inline(always)]
-pub(super) unsafe fn minima<V: Vector, const M: usize>(tile: *const u8, rows: &QuantisedRows, part: &mut [V; M]) {
+unsafe fn minima<V: Vector, const M: usize>(tile: *const u8, rows: &QuantisedRows, part: &mut [V; M]) {
     // SAFETY: offsets within a super-block, see `Format`.
     unsafe {
         let mut minima = [V::splat_int(0); M];

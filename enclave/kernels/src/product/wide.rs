@@ -25,7 +25,7 @@ pub(super) struct Area {
 /// What is at hand while an area is computed: it fits the first cache of a core.
 #[repr(C, align(64))]
 #[derive(Zeroize)]
-pub(super) struct Desk {
+pub(super) struct Scratch {
     /// A super-block of two tiles as codes of 8 bits.
     codes: [[u8; SUPER_CODES]; 2],
     /// The scales that belong to them: for each block, or for each half of one.
@@ -33,7 +33,7 @@ pub(super) struct Desk {
     results: [[[f32; LANES]; 2]; ROWS_IN_CACHE],
 }
 
-impl Desk {
+impl Scratch {
     pub(super) fn new() -> Self {
         Self {
             codes: [[0; SUPER_CODES]; 2],
@@ -51,7 +51,7 @@ impl Desk {
 pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
     job: &Job,
     area: Area,
-    desk: &mut Desk,
+    scratch: &mut Scratch,
 ) {
     // SAFETY: offsets are those of the format, within tiles and rows that the job has.
     unsafe {
@@ -60,7 +60,7 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
         // As even as it goes: the first ones have one more than the last.
         let groups = area.rows.div_ceil(M);
         let (least, larger) = (area.rows / groups, area.rows % groups);
-        desk.results[..area.rows].fill([[0.0; LANES]; 2]);
+        scratch.results[..area.rows].fill([[0.0; LANES]; 2]);
         let mut weights = [job.weights; N];
         for (index, weights) in weights.iter_mut().enumerate() {
             *weights = job.weights.add((area.tile + index) * job.tile_bytes);
@@ -69,7 +69,7 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
             let count = SUPER.min(blocks - index * SUPER);
             let bytes = job.format.super_bytes(count);
             for tile in 0..N {
-                unpack::<V, FORMAT>(weights[tile], count, &mut desk.codes[tile], &mut desk.scales[tile]);
+                unpack::<V, FORMAT>(weights[tile], count, &mut scratch.codes[tile], &mut scratch.scales[tile]);
             }
             // What comes next is asked for in time, a share of it with each group of rows.
             let share = if area.goes_on { bytes.div_ceil(groups).next_multiple_of(64) } else { 0 };
@@ -95,12 +95,12 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
                     }
                 }
                 let quantised = QuantisedRows::of(job, index, count, area.row + first);
-                let results = desk.results.as_mut_ptr().add(first).cast();
+                let results = scratch.results.as_mut_ptr().add(first);
                 macro_rules! with_rows {
                     ($($rows:literal)*) => {
                         match rows {
                             $($rows if $rows <= M => {
-                                some::<V, FORMAT, $rows, N>(weights, count, quantised, &desk.codes, &desk.scales, results);
+                                some::<V, FORMAT, $rows, N>(weights, count, quantised, &scratch.codes, &scratch.scales, results);
                             })*
                             _ => {}
                         }
@@ -117,7 +117,7 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
             for tile in 0..N {
                 let column = (area.tile + tile) * LANES;
                 let out = job.out.add((area.row + row) * job.outputs + column);
-                let result = desk.results[row][tile].as_ptr();
+                let result = scratch.results[row][tile].as_ptr();
                 if column + LANES <= job.outputs {
                     V::load(result).store(out);
                 } else {
