@@ -5,22 +5,28 @@ use std::error::Error;
 use std::fs::File;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
 use inference::{Cancel, EmbedOptions, Encoder, EncoderFiles, LoadOptions, Pooling, Vocabulary};
 
-/// Prints the embeddings of texts: one line each, numbers that belong together in a search by cosine.
+/// Prints the embeddings of texts: one line of numbers each, to be compared by their cosine.
 #[derive(Parser)]
 #[command(after_help = "\
-FOLDER is a model of the BERT family as sentence-transformers and transformers lay it down: model.safetensors, config.json and
-tokenizer.json (or vocab.txt), and where they are there 1_Pooling/config.json, sentence_bert_config.json and modules.json.
-all-MiniLM-L6-v2 comes by: bash enclave/inference/tests/fixtures/minilm.sh, which prints the folder.
+FOLDER is a model of the BERT family as sentence-transformers lays it down:
+  model.safetensors, config.json, tokenizer.json (or vocab.txt), and where they
+  are there 1_Pooling/config.json, sentence_bert_config.json, modules.json.
+all-MiniLM-L6-v2 is fetched, and its folder printed, by
+  bash enclave/inference/tests/fixtures/minilm.sh
 
-E5 wants \"query: \" or \"passage: \" in front of each text, BGE a sentence in front of queries: see the model's own page.
+E5 wants \"query: \" or \"passage: \" in front of each text, BGE a sentence in
+front of queries: see the model's own page.
 
-  embed --model FOLDER --text 'chest pain since this morning' --text 'Brustschmerzen'     two embeddings, and their cosine
-  embed --model FOLDER --lines < texts.txt --json                                         one JSON object for each line of a file")]
+Two embeddings, and their cosine:
+  embed --model FOLDER --text 'chest pain' --text 'Brustschmerzen'
+One JSON object for each line of a file:
+  embed --model FOLDER --lines --json < texts.txt")]
 struct Arguments {
     /// Folder of the model.
     #[arg(long, value_name = "FOLDER")]
@@ -57,8 +63,17 @@ enum Pool {
     Cls,
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    match run(&Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("embed: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let mut texts = arguments.text.clone();
     if arguments.lines {
         for line in std::io::stdin().lock().lines() {

@@ -55,6 +55,9 @@ enum Kind {
 /// Why the tokenizer of a file is refused.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum TokenizerError {
+    /// More than any vocabulary has.
+    #[error("the control and user-defined tokens have more than {MAX_SPECIAL_BYTES} bytes of text")]
+    Special,
     /// The metadata is malformed.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -119,9 +122,14 @@ impl Tokenizer {
         }
         // Some converters write the marks of a chat as user-defined tokens, which are found in any text, a user's too.
         let template = header.optional_text("tokenizer.chat_template")?.unwrap_or_default();
-        for (text, kind) in texts.iter().zip(&mut kinds) {
+        // Each of their bytes becomes a state of the finder, and each is looked for in the template.
+        let listed = texts.iter().zip(&kinds).filter(|(_, kind)| matches!(kind, Kind::Control | Kind::UserDefined));
+        if listed.map(|(text, _)| text.len()).sum::<usize>() > MAX_SPECIAL_BYTES {
+            return Err(TokenizerError::Special);
+        }
+        for (text, kind) in texts.iter().zip(&mut kinds).filter(|(_, kind)| **kind == Kind::UserDefined) {
             let is_mark = text.len() > 1 && (END_TEXTS.contains(&text.as_ref()) || template.contains(text.as_ref()));
-            if is_mark && *kind == Kind::UserDefined && !TAGS.contains(&text.as_ref()) {
+            if is_mark && !TAGS.contains(&text.as_ref()) {
                 *kind = Kind::Control;
             }
         }
@@ -160,9 +168,10 @@ impl Tokenizer {
             control.iter().filter_map(|(_, text)| text.chars().next()).collect(),
             control.iter().filter_map(|(_, text)| text.chars().next_back()).collect(),
         );
-        let tags = of_kind(Kind::UserDefined).map(|(_, text)| text).filter(|text| {
-            let apart = |(_, other): &(u32, &str)| are_apart(text, other);
-            TAGS.contains(text) && template.contains(text) && control.iter().all(apart)
+        let user_defined: BTreeSet<&str> = of_kind(Kind::UserDefined).map(|(_, text)| text).collect();
+        let tags = TAGS.iter().copied().filter(|tag| {
+            let apart = |(_, other): &(u32, &str)| are_apart(tag, other);
+            user_defined.contains(tag) && template.contains(tag) && control.iter().all(apart)
         });
         Ok(Self {
             encoder,
@@ -369,6 +378,8 @@ fn texts_expected(key: &str) -> TokenizerError {
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPES: &str = "tokenizer.ggml.token_type";
+/// Bytes of all tokens that are looked for as a whole: the largest vocabularies have some 100,000.
+const MAX_SPECIAL_BYTES: usize = 4 << 20;
 /// User-defined tokens that stand in messages, a user's too, and that templates look for there: what Qwen's
 /// tokenizer_config.json calls not special. That they stand in the template does not make them control tokens.
 const TAGS: &[&str] = &["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"];

@@ -105,8 +105,8 @@ pub(super) enum InnerError {
     /// Too late.
     #[error("the request has expired")]
     Expired,
-    /// Too long for the model.
-    #[error("the messages are too long for the model's context")]
+    /// Too long for the model, or for the memory that answers have.
+    #[error("the messages are too long for the model's context, or for the memory of all answers")]
     ContextTooLong,
     /// The verdict on the policy of the request's key is not good enough for the configuration.
     #[error(

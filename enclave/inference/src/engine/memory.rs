@@ -33,6 +33,8 @@ pub(super) struct Place {
     model: u64,
     asker: Asker,
     bytes: u64,
+    /// When the first page of its beginning was kept; when it began, if none was.
+    since: Instant,
 }
 
 /// Why there is no place now.
@@ -118,12 +120,12 @@ impl KvMemory {
         }
         let taken = held.taken.checked_add(bytes).filter(|taken| *taken <= held.total).ok_or(NoPlace::Full)?;
         // Before others are evicted: so these were the last to be used.
-        let pages = held.prefixes.recall(model, asker, tokens, now);
+        let (pages, since) = held.prefixes.recall(model, asker, tokens, now);
         held.taken = taken;
         *held.customers.entry(asker.customer).or_default() += bytes;
         *held.tenants.entry(asker.tenant).or_default() += bytes;
         held.make_room();
-        Ok((Place { memory: self.clone(), model, asker: *asker, bytes }, pages))
+        Ok((Place { memory: self.clone(), model, asker: *asker, bytes, since }, pages))
     }
 
     /// Bytes that answers have, and bytes that are kept of earlier requests.
@@ -163,20 +165,20 @@ impl Place {
     /// Keeps `pages`, which hold keys and values of the first of `tokens` and are full, for requests that begin alike.
     pub(super) fn remember(&self, tokens: &[u32], pages: &[Arc<KvPage>], now: Instant) {
         let mut held = self.memory.held();
-        held.prefixes.remember(self.model, &self.asker, tokens, pages, now);
+        held.prefixes.remember(self.model, &self.asker, (tokens, pages), self.since, now);
         held.make_room();
     }
 
     /// The same, of an answer that is at its end and needs its place no more.
     pub(super) fn leave(mut self, tokens: &[u32], pages: Vec<Arc<KvPage>>, now: Instant) {
+        let bytes = std::mem::take(&mut self.bytes);
         let mut held = self.memory.held();
-        held.give_back(&self.asker, self.bytes);
-        held.prefixes.remember(self.model, &self.asker, tokens, &pages, now);
+        held.give_back(&self.asker, bytes);
+        held.prefixes.remember(self.model, &self.asker, (tokens, &pages), self.since, now);
         held.make_room();
         // What was not kept is wiped before anybody may take its room.
         drop(pages);
         drop(held);
-        self.bytes = 0;
     }
 }
 

@@ -56,27 +56,44 @@ impl Prefixes {
         Self { most_bytes, entries: HashMap::new(), by_use: BTreeMap::new(), bytes: 0, ids: 0, uses: 0 }
     }
 
-    /// The pages that are there of the beginning of `tokens`, but not of the last token.
-    pub(super) fn recall(&mut self, model: u64, asker: &Asker, tokens: &[u32], now: Instant) -> Vec<Arc<KvPage>> {
+    /// The pages that are there of the beginning of `tokens`, but not of the last token; and since when: now, if there are none.
+    pub(super) fn recall(
+        &mut self,
+        model: u64,
+        asker: &Asker,
+        tokens: &[u32],
+        now: Instant,
+    ) -> (Vec<Arc<KvPage>>, Instant) {
+        let (mut before, mut since, mut found, mut pages) = (0, now, Vec::new(), Vec::new());
+        let (Some(scope), Some((_, tokens))) = (asker.prefixes, tokens.split_last()) else { return (pages, since) };
         self.sweep(now);
-        let (mut before, mut found, mut pages) = (0, Vec::new(), Vec::new());
-        let (Some(scope), Some((_, tokens))) = (asker.prefixes, tokens.split_last()) else { return pages };
         for tokens in tokens.chunks_exact(BLOCK) {
             let key = Key { model, scope, before, tokens: Zeroizing::new(tokens.to_vec()) };
             let Some((key, entry)) = self.entries.get_key_value(&key) else { break };
-            before = entry.id;
+            (before, since) = (entry.id, since.min(entry.since));
             found.push(Arc::clone(key));
             pages.push(Arc::clone(&entry.page));
         }
         self.used(found);
-        pages
+        (pages, since)
     }
 
-    /// Keeps `pages`, which hold keys and values of the first of `tokens`.
-    pub(super) fn remember(&mut self, model: u64, asker: &Asker, tokens: &[u32], pages: &[Arc<KvPage>], now: Instant) {
-        self.sweep(now);
+    /// Keeps `pages`, which hold keys and values of the first of `tokens`, and of which the first came at `since`: they are no younger
+    /// for having been swept out, or evicted, meanwhile.
+    pub(super) fn remember(
+        &mut self,
+        model: u64,
+        asker: &Asker,
+        (tokens, pages): (&[u32], &[Arc<KvPage>]),
+        mut since: Instant,
+        now: Instant,
+    ) {
         let Some(scope) = asker.prefixes else { return };
-        let (mut before, mut since, mut found) = (0, now, Vec::new());
+        self.sweep(now);
+        if now.saturating_duration_since(since) >= AGE_MAX {
+            return;
+        }
+        let (mut before, mut found) = (0, Vec::new());
         for (tokens, page) in tokens.chunks_exact(BLOCK).zip(pages) {
             let key = Arc::new(Key { model, scope, before, tokens: Zeroizing::new(tokens.to_vec()) });
             let entry = self.entries.entry(Arc::clone(&key)).or_insert_with(|| {
@@ -85,7 +102,7 @@ impl Prefixes {
                 let Asker { customer, tenant, .. } = *asker;
                 Entry { id: self.ids, page: Arc::clone(page), customer, tenant, since, use_number: 0 }
             });
-            (before, since) = (entry.id, entry.since);
+            (before, since) = (entry.id, since.min(entry.since));
             found.push(key);
         }
         self.used(found);
@@ -133,6 +150,9 @@ impl Prefixes {
     fn evict(&mut self, bytes: u64, is_meant: impl Fn(&Entry) -> bool) {
         let meant = self.entries.values().filter(|entry| is_meant(entry)).map(|entry| bytes_of(&entry.page));
         let mut held = meant.fold(0, u64::saturating_add);
+        if held <= bytes {
+            return;
+        }
         let Self { entries, by_use, bytes: in_all, .. } = self;
         by_use.retain(|_, key| {
             let Some(entry) = entries.get(key).filter(|entry| held > bytes && is_meant(entry)) else { return true };
@@ -189,13 +209,13 @@ mod tests {
 
     fn keep(prefixes: &mut Prefixes, asker: &Asker, tokens: &[u32], now: Instant) -> Vec<Arc<KvPage>> {
         let pages: Vec<_> = tokens.chunks_exact(BLOCK).map(|_| page()).collect();
-        prefixes.remember(1, asker, tokens, &pages, now);
+        prefixes.remember(1, asker, (tokens, &pages), now, now);
         pages
     }
 
     /// How many pages are found of a request that begins with `tokens`.
     fn found(prefixes: &mut Prefixes, model: u64, asker: &Asker, tokens: &[u32], now: Instant) -> usize {
-        prefixes.recall(model, asker, &[tokens, &[7]].concat(), now).len()
+        prefixes.recall(model, asker, &[tokens, &[7]].concat(), now).0.len()
     }
 
     #[test]
@@ -203,9 +223,9 @@ mod tests {
         let (mut prefixes, now, own) = (Prefixes::new(1 << 30), Instant::now(), asker(1, 1));
         let tokens = tokens(5, 3);
         let kept = keep(&mut prefixes, &own, &tokens, now);
-        let again = prefixes.recall(1, &own, &[tokens.as_slice(), &[7]].concat(), now);
+        let (again, _) = prefixes.recall(1, &own, &[tokens.as_slice(), &[7]].concat(), now);
         assert!(again.iter().zip(&kept).all(|(again, kept)| Arc::ptr_eq(again, kept)) && again.len() == 3);
-        assert_eq!(prefixes.recall(1, &own, &tokens, now).len(), 2, "the last token is computed anew");
+        assert_eq!(prefixes.recall(1, &own, &tokens, now).0.len(), 2, "the last token is computed anew");
         for (place, left) in [(0, 0), (63, 0), (64, 1), (150, 2), (191, 2)] {
             let mut other = tokens.clone();
             other[place] += 1;
@@ -219,6 +239,24 @@ mod tests {
         assert_eq!(found(&mut prefixes, 1, &Asker { prefixes: None, ..own }, &tokens, now), 0, "no scope");
         keep(&mut prefixes, &Asker::NOBODY, &tokens, now);
         assert_eq!(prefixes.entries.len(), 3, "of nobody nothing is kept");
+    }
+
+    #[test]
+    fn pages_are_as_old_as_when_they_were_first_kept_however_often_they_are_used_and_kept_again() {
+        let (mut prefixes, start, own) = (Prefixes::new(1 << 30), Instant::now(), asker(1, 1));
+        let tokens = tokens(5, 2);
+        let pages = keep(&mut prefixes, &own, &tokens, start);
+        let (late, later) = (start + AGE_MAX - Duration::from_secs(1), start + AGE_MAX);
+        let (recalled, since) = prefixes.recall(1, &own, &[tokens.as_slice(), &[7]].concat(), late);
+        assert_eq!((recalled.len(), since), (2, start));
+        // Evicted while an answer still has them, and kept again before their time is over.
+        prefixes.shrink(0);
+        prefixes.remember(1, &own, (&tokens, &pages), since, late);
+        assert_eq!(found(&mut prefixes, 1, &own, &tokens, late), 2);
+        prefixes.sweep(later);
+        assert_eq!(prefixes.bytes, 0);
+        prefixes.remember(1, &own, (&tokens, &pages), since, later);
+        assert_eq!(prefixes.bytes, 0, "too old to be kept again");
     }
 
     #[test]
@@ -301,7 +339,7 @@ mod tests {
     fn a_model_that_is_dropped_leaves_nothing() {
         let (mut prefixes, now, own) = (Prefixes::new(1 << 30), Instant::now(), asker(1, 1));
         keep(&mut prefixes, &own, &tokens(1, 2), now);
-        prefixes.remember(2, &own, &tokens(1, 1), &[page()], now);
+        prefixes.remember(2, &own, (&tokens(1, 1), &[page()]), now, now);
         prefixes.forget(1);
         assert_eq!(found(&mut prefixes, 1, &own, &tokens(1, 2), now), 0);
         assert_eq!(found(&mut prefixes, 2, &own, &tokens(1, 2), now), 1);

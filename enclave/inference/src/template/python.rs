@@ -153,7 +153,7 @@ fn write_json_items(
     let line = |out: &mut String, depth: usize| {
         if let Some(indent) = indent {
             out.push('\n');
-            out.extend(std::iter::repeat_n(' ', (indent * depth).min(MAX_INDENT)));
+            out.extend(std::iter::repeat_n(' ', indent.saturating_mul(depth).min(MAX_INDENT)));
         }
     };
     out.push(open);
