@@ -45,7 +45,7 @@ pub struct Parts {
     pub image: u64,
     /// The program: heap, stacks, TLS, buffers.
     pub program: u64,
-    /// The weights, as the engine holds them.
+    /// The weights, as the engine holds them, and the vocabulary.
     pub weights: u64,
     /// The model's file, only while the weights are loaded from it, and what loading takes beside.
     pub loading: u64,
@@ -79,7 +79,7 @@ impl Load {
         Parts {
             image: image.unpacked,
             program: PROGRAM,
-            weights: plan.weights_bytes as u64,
+            weights: (plan.weights_bytes as u64).saturating_add(plan.vocabulary_bytes as u64),
             loading: (plan.file_bytes as u64).saturating_add(plan.loading_bytes as u64),
             keys_and_values: plan.sequence_bytes(*context).saturating_mul(count),
             activations: plan.activations.bytes(*sequences, *context, *cpus),

@@ -19,7 +19,7 @@ fn the_demonstration_model_fits_a_small_enclave() {
     assert!((128..=1024).contains(&memory), "{memory} MiB");
     assert_eq!(memory % 2, 0);
     assert_eq!(load.parts().keys_and_values, 4 * (load.plan.kv_bytes_per_token * load.context) as u64);
-    assert_eq!(load.parts().weights, load.plan.weights_bytes as u64);
+    assert_eq!(load.parts().weights, (load.plan.weights_bytes + load.plan.vocabulary_bytes) as u64);
     assert!(load.parts().loading > load.plan.file_bytes as u64);
 }
 

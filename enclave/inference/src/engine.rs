@@ -18,7 +18,8 @@ use zeroize::Zeroizing;
 
 use crate::decoder::{Decoder, KvCache, Run, Scratch};
 use crate::generate::Cancel;
-use crate::sample::Sampler;
+use crate::logprobs::TokenLogprobs;
+use crate::sample::{ChoiceError, Chosen, Sampler};
 use crate::threads::{Threads, ThreadsError};
 
 /// The thread that computes, and the way to it.
@@ -41,14 +42,14 @@ pub(crate) struct Wanted {
 
 /// What comes of it.
 pub(crate) enum Event {
-    Token(u32),
-    /// The model ended the answer.
+    Token(u32, Option<TokenLogprobs>),
+    /// The model ended the answer, or its form did.
     End,
     /// The answer has as many tokens as were asked for.
     Length,
     Cancelled,
-    /// No logit is a number.
-    NotANumber,
+    /// There is no next token.
+    NoChoice(ChoiceError),
     /// The engine failed.
     Failed,
 }
@@ -329,12 +330,18 @@ impl Sequence {
     /// Takes the next token from the logits of what may follow, and the ones after it as far as the guess was right.
     fn choose(&mut self, logits: &mut [f32], vocabulary: usize, is_end: &(dyn Fn(u32) -> bool + Send + Sync)) {
         for (row, logits) in logits.chunks_exact_mut(vocabulary).enumerate() {
-            let Some(id) = self.sampler.choose(logits) else { return self.end(Event::NotANumber) };
+            let Chosen { id, logprobs, is_last } = match self.sampler.choose(logits) {
+                Ok(chosen) => chosen,
+                Err(error) => return self.end(Event::NoChoice(error)),
+            };
             if is_end(id) {
                 return self.end(Event::End);
             }
             self.tokens.push(id);
-            self.send(Event::Token(id));
+            self.send(Event::Token(id, logprobs));
+            if is_last {
+                return self.end(Event::End);
+            }
             if self.tokens.len() - self.prompt_tokens == self.max_tokens {
                 return self.end(Event::Length);
             }

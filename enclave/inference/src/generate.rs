@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::constraint::ConstraintError;
 use crate::engine::{Event, Wanted};
+use crate::logprobs::{TokenLogprobs, Withheld};
 use crate::model::{Model, Prompt};
-use crate::sample::{Sampler, Sampling, SamplingError};
+use crate::sample::{ChoiceError, Sampler, Sampling, SamplingError};
 use crate::stream::TextStream;
 
 /// Ends an answer from another thread: set once, seen before each step, and before each layer of one that computes for nobody else.
@@ -25,6 +27,9 @@ pub struct Token<'a> {
     pub id: u32,
     /// Tokens of the answer so far, this one included.
     pub count: usize,
+    /// If [`Sampling::logprobs`] asks for it: how likely those tokens were whose text ends in `text`. A token of whose text a part
+    /// never comes, because a stop text begins in it, has no entry.
+    pub logprobs: &'a [TokenLogprobs],
 }
 
 /// How an answer ended.
@@ -41,7 +46,7 @@ pub struct Finished {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it.
+    /// The model ended it, or it has the form that it was to have and nothing may follow.
     End,
     /// One of the stop texts came.
     Stop,
@@ -80,6 +85,9 @@ pub enum GenerateError {
     /// The model gave no number to choose by: its weights are broken.
     #[error("the model gave no number to choose a token by")]
     NotANumber,
+    /// The answer cannot go on in its form.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The engine failed.
     #[error("the engine failed")]
     Engine,
@@ -101,31 +109,41 @@ impl Model {
         on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
     ) -> Result<Finished, GenerateError> {
         self.check(prompt, sampling, max_tokens)?;
+        let course = match (&sampling.constraint, &self.vocabulary) {
+            (None, _) => None,
+            (Some(constraint), Some(vocabulary)) => Some(constraint.start(vocabulary)?),
+            (Some(_), None) => return Err(ConstraintError::Foreign.into()),
+        };
         let answer = self.engine.submit(Wanted {
             prompt: Zeroizing::new(prompt.tokens().to_vec()),
             max_tokens,
-            sampler: Sampler::new(sampling.clone(), prompt.tokens()),
+            sampler: Sampler::new(sampling.clone(), prompt.tokens(), course),
             speculate: sampling.speculate,
             cancel: cancel.clone(),
         });
         let mut stream = TextStream::new(&sampling.stops);
         let mut last = None;
-        let mut count = 0;
+        let (mut count, mut released) = (0, 0);
+        let mut withheld = Withheld::default();
         let finished = |reason, count| Finished { reason, prompt_tokens: prompt.len(), completion_tokens: count };
 
         let reason = loop {
-            let id = match answer.next() {
-                Event::Token(id) => id,
+            let (id, logprobs) = match answer.next() {
+                Event::Token(id, logprobs) => (id, logprobs),
                 Event::End => break FinishReason::End,
                 Event::Length => break FinishReason::Length,
                 Event::Cancelled => return Ok(finished(FinishReason::Cancelled, count)),
-                Event::NotANumber => return Err(GenerateError::NotANumber),
+                Event::NoChoice(ChoiceError::NotANumber) => return Err(GenerateError::NotANumber),
+                Event::NoChoice(ChoiceError::Constraint(error)) => return Err(error.into()),
                 Event::Failed => return Err(GenerateError::Engine),
             };
             last = Some(id);
             count += 1;
             let piece = stream.push(&self.tokenizer.bytes_of(id));
-            if on_token(Token { text: &piece.text, id, count }).is_break() {
+            released += piece.text.len();
+            withheld.push(released + piece.held, logprobs);
+            let logprobs = &withheld.release(released);
+            if on_token(Token { text: &piece.text, id, count, logprobs }).is_break() {
                 return Ok(finished(FinishReason::Receiver, count));
             }
             if piece.stopped {
@@ -133,8 +151,9 @@ impl Model {
             }
         };
         let rest = stream.finish();
-        if let Some(id) = last.filter(|_| !rest.text.is_empty())
-            && on_token(Token { text: &rest.text, id, count }).is_break()
+        let logprobs = &withheld.release(released + rest.text.len());
+        if let Some(id) = last.filter(|_| !rest.text.is_empty() || !logprobs.is_empty())
+            && on_token(Token { text: &rest.text, id, count, logprobs }).is_break()
         {
             return Ok(finished(FinishReason::Receiver, count));
         }

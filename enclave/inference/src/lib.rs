@@ -2,8 +2,8 @@
 //!
 //! This crate knows no socket, no key, no NSM and no log. It gets bytes and messages, and gives tokens. What it
 //! holds of a customer (prompt, tokens, KV cache, text held back) has no `Debug` and is wiped on drop. What the
-//! `tokenizers` library and the template engine copy of it while they work, and token ids on their way from the engine's thread to the
-//! caller's, are freed, but not wiped.
+//! `tokenizers` library, the template engine and the grammar's library copy of it while they work (the last one a schema or grammar
+//! and the answer that it binds), and token ids on their way from the engine's thread to the caller's, are freed, but not wiped.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -26,9 +26,11 @@
 /// The reader of a model's header, which the client plans by as well.
 pub use model_header::gguf;
 
+mod constraint;
 mod decoder;
 mod engine;
 mod generate;
+mod logprobs;
 mod model;
 mod sample;
 mod stream;
@@ -36,8 +38,10 @@ mod template;
 mod threads;
 mod tokenizer;
 
+pub use constraint::{CONSTRAINT_BYTES, Constraint, ConstraintError, Form, MAX_GRAMMAR_BYTES, MAX_SCHEMA_BYTES};
 pub use decoder::WeightsError;
 pub use generate::{Cancel, FinishReason, Finished, GenerateError, Token};
+pub use logprobs::{MAX_TOP_LOGPROBS, TokenLogprobs};
 pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };

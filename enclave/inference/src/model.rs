@@ -7,6 +7,7 @@ use model_header::{Config, ConfigError, KV_PAGE, PROMPT_CHUNK};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::constraint::{Constraint, ConstraintError, Form, Vocabulary};
 use crate::decoder::{Decoder, KvCache, Run, Scratch, WeightsError};
 use crate::engine::Engine;
 use crate::gguf::{GgufError, Header, TensorInfo};
@@ -19,6 +20,8 @@ pub struct Model {
     name: String,
     decoder: Arc<Decoder>,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    /// `None` if it is too large for answers of a given form.
+    pub(crate) vocabulary: Option<Arc<Vocabulary>>,
     threads: Arc<Threads>,
     pub(crate) engine: Engine,
     template: Option<Template>,
@@ -168,6 +171,7 @@ impl Model {
         }
         let config = Config::read(&header)?;
         let tokenizer = Arc::new(Tokenizer::load(&header)?);
+        let vocabulary = Vocabulary::new(&tokenizer).map(Arc::new);
         let template = header.optional_text("tokenizer.chat_template")?.map(Template::compile).transpose()?;
         let threads = Arc::new(Threads::start(options.threads)?);
         // Between header and tensors may lie a few bytes that are not read yet.
@@ -180,7 +184,7 @@ impl Model {
         let is_end = Arc::clone(&tokenizer);
         let engine = Engine::start(Arc::clone(&decoder), Arc::clone(&threads), move |id| is_end.is_end(id))?;
         let name = header.optional_text("general.name")?.unwrap_or_default().to_owned();
-        Ok(Self { name, decoder, tokenizer, threads, engine, template })
+        Ok(Self { name, decoder, tokenizer, vocabulary, threads, engine, template })
     }
 
     /// The name that the file gives itself; empty if it gives none.
@@ -224,6 +228,25 @@ impl Model {
     #[must_use]
     pub fn room_after(&self, prompt: &Prompt) -> usize {
         self.context_length().saturating_sub(prompt.len())
+    }
+
+    /// Makes a form ready for answers of this model, which may take a tenth of a second and, as long as an answer has it, up to
+    /// [`CONSTRAINT_BYTES`](crate::CONSTRAINT_BYTES).
+    ///
+    /// # Errors
+    /// A form that is malformed, not supported or too complex.
+    pub fn constraint(&self, form: Form<'_>) -> Result<Constraint, ConstraintError> {
+        Constraint::new(self.vocabulary.as_ref().ok_or(ConstraintError::Vocabulary)?, form)
+    }
+
+    /// The bytes that a token stands for: in an answer, or, if it is a control token, those of its name.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Zeroizing<Vec<u8>> {
+        let bytes = self.tokenizer.bytes_of(id);
+        if !bytes.is_empty() {
+            return bytes;
+        }
+        Zeroizing::new(self.tokenizer.text(id).unwrap_or_default().as_bytes().to_vec())
     }
 
     /// Renders messages by the model's chat template, ready for an answer, and encodes the result.

@@ -14,6 +14,8 @@ pub struct Plan {
     pub kv_bytes_per_token: usize,
     /// Most tokens of a sequence.
     pub context_length: usize,
+    /// Bytes of memory that the vocabulary takes as it lies for answers of a given form, at most.
+    pub vocabulary_bytes: usize,
     /// Number of weights.
     pub parameters: u64,
     /// Bytes of the file, which are held while the weights are loaded from it.
@@ -49,6 +51,7 @@ impl Plan {
             weights_bytes: resident.fold(0, usize::saturating_add),
             kv_bytes_per_token: config.kv_bytes_per_token(),
             context_length: config.context_length,
+            vocabulary_bytes: vocabulary_bytes(&header)?,
             parameters: header.parameters(),
             file_bytes: header.file_bytes(),
             loading_bytes: vectors
@@ -82,6 +85,15 @@ fn resident_bytes(info: &TensorInfo) -> usize {
     outputs.next_multiple_of(16).saturating_mul(row)
 }
 
+/// The engine keeps six trees of tokens: four have all tokens or, in pairs, halves of them. Each takes 12 bytes for a token; and for each
+/// byte of their texts, a byte, up to a node of 8 and what making them leaves (`inference/src/constraint/vocabulary.rs`; measured with 128,000
+/// random words).
+fn vocabulary_bytes(header: &Header<'_>) -> Result<usize, GgufError> {
+    let Some(tokens) = header.optional_array("tokenizer.ggml.tokens")? else { return Ok(0) };
+    let texts = tokens.texts().map_or(0, |texts| texts.map(str::len).fold(0, usize::saturating_add));
+    Ok(tokens.len().saturating_mul(6 * 12).saturating_add(texts.saturating_mul(4 * 10)))
+}
+
 /// What computing takes beside weights and KV cache, at most. In numbers of f32, counted off the engine's code
 /// (`decoder/forward.rs`, `decoder/attention.rs`), and held to what it really takes by a test of the
 /// engine (`inference/tests/footprint.rs`).
@@ -110,8 +122,8 @@ impl Activations {
         let feed_forward = quantised(config.feed_forward) + config.feed_forward;
         Self {
             per_row: throughout + attention + feed_forward,
-            // The logits, and in the sampler with their indices.
-            per_answer: 3 * config.vocabulary + 2 * width,
+            // The logits, in the sampler with their indices, and there as they were.
+            per_answer: 4 * config.vocabulary + 2 * width,
             // Logits, and the rows that they come from, of seven tokens more.
             per_guess: 7 * (config.vocabulary + 2 * width),
             per_thread: 32 * group * (3 * config.head_width + 64),

@@ -40,7 +40,8 @@ pub(super) async fn load(parts: &Parts, name: &str, source: &ModelSource) -> Res
 
 /// The engine's own plan against what is left beside the file itself. (What it is not able to read it will refuse better.)
 fn check_room(file: &[u8], available: u64) -> Result<(), PackFault> {
-    let needed = Plan::from_header(file).map_or(0, |plan| plan.weights_bytes as u64);
+    let needed =
+        Plan::from_header(file).map_or(0, |plan| plan.weights_bytes.saturating_add(plan.vocabulary_bytes) as u64);
     if needed > available { Err(PackError::NoRoom { needed, available }.into()) } else { Ok(()) }
 }
 
@@ -169,7 +170,8 @@ mod tests {
     fn a_model_that_needs_more_memory_than_is_left_is_refused_with_both_figures() {
         let file =
             std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/demo-model/subrosa-intake.gguf")).unwrap();
-        let needed = Plan::from_header(&file).unwrap().weights_bytes as u64;
+        let plan = Plan::from_header(&file).unwrap();
+        let needed = (plan.weights_bytes + plan.vocabulary_bytes) as u64;
         assert!(check_room(&file, needed).is_ok());
         let refused = check_room(&file, needed - 1).unwrap_err();
         let PackFault::Archive(PackError::NoRoom { needed: said, available }) = refused else { panic!("{refused}") };
