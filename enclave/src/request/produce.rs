@@ -4,7 +4,9 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use inference::{Cancel, FinishReason, Finished, GenerateError, Message, Prompt, PromptError, Token};
+use inference::{
+    CONSTRAINT_BYTES, Cancel, FinishReason, Finished, GenerateError, Message, Prompt, PromptError, Sampling, Token,
+};
 use sealing::SecretBytes;
 use sealing::http::{ResponseHead, SsePacker, padding};
 use sealing::message::MessageId;
@@ -13,6 +15,7 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::inner::{Chat, InnerError, Task};
+use super::likely::{Entries, Logprobs, room};
 use crate::service::{BudgetError, Piece, PieceSender, Service};
 
 /// A sealed answer in the making.
@@ -48,7 +51,7 @@ impl Production {
 
     /// `{"error":{"code","message"}}` (docs/PROTOCOL.md, section 8).
     pub(super) fn error(self, error: InnerError) -> Option<u64> {
-        self.json(error.status(), &ErrorBody::of(error)).ok()
+        self.json(error.status(), &ErrorBody::of(error), 0).ok()
     }
 
     fn models(self, service: &Service) -> Option<u64> {
@@ -57,7 +60,7 @@ impl Production {
             .keys()
             .map(|id| ModelEntry { id, object: "model", created: 0, owned_by: "subrosa" })
             .collect();
-        self.json(200, &ModelList { object: "list", data }).ok()
+        self.json(200, &ModelList { object: "list", data }, 0).ok()
     }
 
     fn chat(self, service: &Service, chat: &Chat, cancel: &Cancel, late: &AtomicBool) -> Option<u64> {
@@ -70,15 +73,23 @@ impl Production {
         };
         let most = service.configuration.limits.max_tokens;
         let max_tokens = request.max_tokens.unwrap_or(most).min(most).min(model.room_after(&prompt));
-        let bytes = model.sequence_bytes(prompt.len().saturating_add(max_tokens)) as u64;
-        let _memory = match service.memory.take(bytes) {
+        let bytes = model
+            .sequence_bytes(prompt.len().saturating_add(max_tokens))
+            .saturating_add(request.form.as_ref().map_or(0, |_| CONSTRAINT_BYTES))
+            .saturating_add(request.sampling.logprobs.map_or(0, |top| max_tokens.saturating_mul(2 * room(top + 1))));
+        let _memory = match service.memory.take(bytes as u64) {
             Ok(taken) => taken,
             Err(BudgetError::Busy) => return self.error(InnerError::Busy),
             Err(BudgetError::Never) => return self.error(InnerError::ContextTooLong),
         };
+        let constraint = match request.form.as_ref().map(|form| model.constraint(form.as_form())).transpose() {
+            Ok(constraint) => constraint,
+            Err(error) => return self.error(error.into()),
+        };
         let answering = Answering {
             chat,
             prompt,
+            sampling: Sampling { constraint, ..request.sampling.clone() },
             max_tokens,
             cancel,
             late,
@@ -89,9 +100,10 @@ impl Production {
         made.ok()
     }
 
-    /// One JSON document: padded by trailing spaces, its length stated.
-    fn json(mut self, status: u16, value: &impl Serialize) -> Result<u64, Gone> {
+    /// One JSON document: padded by trailing spaces, `more` of them beyond what whole frames need; its length stated.
+    fn json(mut self, status: u16, value: &impl Serialize, more: usize) -> Result<u64, Gone> {
         let mut body = SecretBytes::from_vec(to_json(value)?);
+        body.extend_with(b' ', more);
         padding::json(&mut body, self.frame_length);
         self.head(status, "application/json", Some(body.len() as u64))?;
         for frames in body.as_bytes().chunks(self.frame_length * FRAMES_AT_ONCE) {
@@ -137,6 +149,7 @@ impl Production {
 struct Answering<'a> {
     chat: &'a Chat,
     prompt: Prompt,
+    sampling: Sampling,
     max_tokens: usize,
     cancel: &'a Cancel,
     late: &'a AtomicBool,
@@ -145,21 +158,18 @@ struct Answering<'a> {
 }
 
 impl Answering<'_> {
-    /// Server-Sent Events: one token, one frame.
+    /// Server-Sent Events: one token, one frame; with likely alternatives to it, a few more, however long they are.
     fn stream(&self, mut to: Production) -> Result<u64, Gone> {
         let mut packer = SsePacker::new(to.frame_length).map_err(|_| Gone)?;
         to.head(200, "text/event-stream", None)?;
         self.event(&mut packer, &self.chunk(Delta { role: Some("assistant"), content: Some("") }, None))?;
         to.frames(packer.frame().as_bytes())?;
+        let frames = 1 + self.sampling.logprobs.map_or(0, |top| room(top).div_ceil(to.frame_length));
         let mut gone = false;
         let finished = self.generate(&mut |token| {
-            // A token whose text is held back still takes its frame: how many go out does not depend on lengths.
-            let event = if token.text.is_empty() {
-                Ok(())
-            } else {
-                self.event(&mut packer, &self.chunk(Delta { role: None, content: Some(token.text) }, None))
-            };
-            let sent = event.and_then(|()| to.frames(packer.frame().as_bytes()));
+            // A token whose text is held back still takes its frames: how many go out does not depend on lengths.
+            let event = self.token(&mut packer, &token);
+            let sent = event.and_then(|()| (0..frames).try_for_each(|_| to.frames(packer.frame().as_bytes())));
             gone = sent.is_err();
             if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -186,18 +196,40 @@ impl Answering<'_> {
         to.end()
     }
 
+    /// What a token brings: nothing, if its text is held back.
+    fn token(&self, packer: &mut SsePacker, token: &Token<'_>) -> Result<(), Gone> {
+        let mut entries = Entries::new();
+        entries.extend(&self.chat.model, token.logprobs).ok_or(Gone)?;
+        if token.text.is_empty() && entries.is_empty() {
+            return Ok(());
+        }
+        let logprobs = if entries.is_empty() { None } else { Some(entries.finish().ok_or(Gone)?) };
+        let delta = Delta { role: None, content: Some(token.text) };
+        self.event(
+            packer,
+            &Chunk { choices: vec![ChunkChoice { index: 0, delta, logprobs, finish_reason: None }], ..self.empty() },
+        )
+    }
+
     /// One JSON document.
     fn whole(&self, to: Production) -> Result<u64, Gone> {
         let mut text = SecretBytes::with_capacity(self.max_tokens.min(4096) * 8);
+        let mut entries = Entries::new();
+        let mut broken = false;
         let finished = self.generate(&mut |token| {
             text.extend(token.text.as_bytes());
-            if to.sender.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            broken = entries.extend(&self.chat.model, token.logprobs).is_none();
+            if broken || to.sender.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         let (finished, reason) = match finished.and_then(|finished| Ok((finished, self.reason(finished)?))) {
             Ok(finished) => finished,
             Err(Fault::Gone) => return Err(Gone),
-            Err(Fault::Inner(error)) => return to.json(error.status(), &ErrorBody::of(error)),
+            Err(Fault::Inner(error)) => return to.json(error.status(), &ErrorBody::of(error), 0),
         };
+        // As long as the entries are, but for rare ones: how long the tokens are does not show.
+        let room = self.sampling.logprobs.map_or(0, |top| entries.count().saturating_mul(room(top + 1)));
+        let more = room.saturating_sub(entries.len());
+        let logprobs = self.sampling.logprobs.map(|_| entries.finish().ok_or(Gone)).transpose()?;
         let content = std::str::from_utf8(text.as_bytes()).map_err(|_| Gone)?;
         to.json(
             200,
@@ -209,26 +241,30 @@ impl Answering<'_> {
                 choices: [Choice {
                     index: 0,
                     message: AnswerMessage { role: "assistant", content },
+                    logprobs,
                     finish_reason: reason,
                 }],
                 usage: usage(finished),
             },
+            more,
         )
     }
 
     fn generate(&self, on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>) -> Result<Finished, Fault> {
-        let Chat { model, request } = self.chat;
-        model.generate(&self.prompt, &request.sampling, self.max_tokens, self.cancel, on_token).map_err(|error| {
-            Fault::Inner(match error {
-                GenerateError::ContextTooLong { .. } => InnerError::ContextTooLong,
-                GenerateError::Sampling(_) | GenerateError::NoTokens => {
-                    InnerError::InvalidRequest("a sampling parameter is out of range")
-                }
-                GenerateError::ForeignPrompt | GenerateError::NotANumber | GenerateError::Engine => {
-                    InnerError::Internal
-                }
-            })
-        })
+        self.chat.model.generate(&self.prompt, &self.sampling, self.max_tokens, self.cancel, on_token).map_err(
+            |error| {
+                Fault::Inner(match error {
+                    GenerateError::ContextTooLong { .. } => InnerError::ContextTooLong,
+                    GenerateError::Sampling(_) | GenerateError::NoTokens => {
+                        InnerError::InvalidRequest("a sampling parameter is out of range")
+                    }
+                    GenerateError::Constraint(error) => error.into(),
+                    GenerateError::ForeignPrompt | GenerateError::NotANumber | GenerateError::Engine => {
+                        InnerError::Internal
+                    }
+                })
+            },
+        )
     }
 
     fn reason(&self, finished: Finished) -> Result<&'static str, Fault> {
@@ -257,7 +293,7 @@ impl Answering<'_> {
     }
 
     fn chunk<'a>(&'a self, delta: Delta<'a>, finish_reason: Option<&'static str>) -> Chunk<'a> {
-        Chunk { choices: vec![ChunkChoice { index: 0, delta, finish_reason }], ..self.empty() }
+        Chunk { choices: vec![ChunkChoice { index: 0, delta, logprobs: None, finish_reason }], ..self.empty() }
     }
 }
 
@@ -345,6 +381,8 @@ struct Completion<'a> {
 struct Choice<'a> {
     index: u32,
     message: AnswerMessage<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Logprobs<'a>>,
     finish_reason: &'static str,
 }
 
@@ -369,6 +407,8 @@ struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: u32,
     delta: Delta<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Logprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 
