@@ -43,7 +43,7 @@ pub struct ImageSize {
 pub struct Parts {
     /// The image unpacked: there is no disk, so the files of the image stay in memory.
     pub image: u64,
-    /// The program: heap, stacks, TLS, buffers; and the tokenizer.
+    /// The program: heap, stacks, TLS, buffers; and the vocabulary, for the tokenizer and for forms.
     pub program: u64,
     /// The weights, as the engine holds them.
     pub weights: u64,
@@ -78,7 +78,7 @@ impl Load {
         let count = *sequences as u64;
         Parts {
             image: image.unpacked,
-            program: PROGRAM.saturating_add(plan.vocabulary_bytes as u64),
+            program: sum(&[PROGRAM, plan.vocabulary_bytes as u64, plan.form_bytes as u64]),
             weights: plan.weights_bytes as u64,
             loading: FRAMES.saturating_add(plan.loading_bytes as u64),
             keys_and_values: plan.sequence_bytes(*context).saturating_mul(count),

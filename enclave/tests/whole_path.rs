@@ -49,15 +49,115 @@ async fn a_stream_is_events_in_frames_and_says_the_same() {
     let whole: Value = serde_json::from_slice(&whole.body).unwrap();
     let answer = stand.ask(Ask::chat(&question(true))).await.unwrap();
     assert_eq!((answer.status, answer.body.len() % 512), (200, 0));
+    let pieces = joined(&events(&answer), "/choices/0/delta/content");
+    let content: String = pieces.iter().map(|piece| piece.as_str().unwrap()).collect();
+    assert_eq!(Some(content.as_str()), whole["choices"][0]["message"]["content"].as_str());
+}
+
+/// The data of all events but the last, which says that it is.
+fn events(answer: &stand::Answer) -> Vec<Value> {
     let text = answer.text();
     let chunks: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
-    assert_eq!(chunks.last(), Some(&"[DONE]"));
-    let content: String = chunks[..chunks.len() - 1]
-        .iter()
-        .map(|chunk| serde_json::from_str::<Value>(chunk).unwrap())
-        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
-        .collect();
-    assert_eq!(Some(content.as_str()), whole["choices"][0]["message"]["content"].as_str());
+    let (last, chunks) = chunks.split_last().unwrap();
+    assert_eq!(*last, "[DONE]");
+    chunks.iter().map(|chunk| serde_json::from_str(chunk).unwrap()).collect()
+}
+
+/// All of `field` that a stream brings, one after the other.
+fn joined(events: &[Value], pointer: &str) -> Vec<Value> {
+    let found = events.iter().filter_map(|event| event.pointer(pointer));
+    found.flat_map(|value| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()])).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_has_the_form_that_was_asked_for_streamed_or_not_and_the_same_seed_gives_the_same() {
+    let stand = Stand::start().await;
+    let schema = json!({"type": "object", "properties": {
+        "urgent": {"type": "boolean"}, "days": {"type": "integer", "minimum": 1, "maximum": 30},
+        "note": {"anyOf": [{"type": "string", "maxLength": 12}, {"type": "null"}]}},
+        "required": ["urgent", "days", "note"], "additionalProperties": false});
+    let ask = |stream: bool, seed: u64| {
+        let mut question = question(stream);
+        let format = json!({"type": "json_schema", "json_schema": {"name": "note", "strict": true, "schema": schema}});
+        for (name, value) in
+            [("response_format", format), ("temperature", json!(1)), ("seed", json!(seed)), ("max_tokens", json!(200))]
+        {
+            question[name] = value;
+        }
+        Ask::chat(&question)
+    };
+    for seed in 0..3 {
+        let whole = stand.ask(ask(false, seed)).await.unwrap();
+        assert_eq!(whole.status, 200, "{}", whole.text());
+        let whole: Value = serde_json::from_slice(&whole.body).unwrap();
+        let content = whole["choices"][0]["message"]["content"].as_str().unwrap();
+        assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+        let value: Value = serde_json::from_str(content).unwrap();
+        assert!(value["urgent"].is_boolean() && (1..=30).contains(&value["days"].as_i64().unwrap()), "{content}");
+        assert!(value["note"].is_null() || value["note"].as_str().unwrap().chars().count() <= 12, "{content}");
+        for _ in 0..2 {
+            let streamed = events(&stand.ask(ask(true, seed)).await.unwrap());
+            let pieces = joined(&streamed, "/choices/0/delta/content");
+            assert_eq!(pieces.iter().map(|piece| piece.as_str().unwrap()).collect::<String>(), content);
+        }
+    }
+    let mut grammar = question(false);
+    grammar["structured_outputs"] = json!({"grammar": "start: \"yes\" | \"no\""});
+    let answer: Value = serde_json::from_slice(&stand.ask(Ask::chat(&grammar)).await.unwrap().body).unwrap();
+    assert!(["yes", "no"].contains(&answer["choices"][0]["message"]["content"].as_str().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_form_that_cannot_be_followed_is_refused_by_name_before_a_stream_begins() {
+    let stand = Stand::start().await;
+    for stream in [false, true] {
+        let mut question = question(stream);
+        question["response_format"] = json!({"type": "json_schema", "json_schema": {"schema": {"type": "array", "uniqueItems": true, "title": "a secret"}}});
+        let answer = stand.ask(Ask::chat(&question)).await.unwrap();
+        let body: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!((answer.status, body["error"]["code"].as_str()), (400, Some("invalid-request")));
+        let message = body["error"]["message"].as_str().unwrap();
+        assert!(message.contains("\"uniqueItems\"") && !message.contains("secret"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_probabilities_come_with_every_token_streamed_or_not_in_a_size_that_does_not_show_the_tokens() {
+    let stand = Stand::start().await;
+    for (top, frames_of_a_token) in [(0, 1), (20, 5)] {
+        let ask = |stream: bool, content: &str| {
+            let mut question = question(stream);
+            question["logprobs"] = json!(true);
+            question["top_logprobs"] = json!(top);
+            question["stop"] = json!("\u{1}");
+            question["messages"][0]["content"] = json!(content);
+            Ask::chat(&question)
+        };
+        for content in ["Patient reports chest pain since Monday, takes aspirin.", "Antidisestablishmentarianism"] {
+            let whole = stand.ask(ask(false, content)).await.unwrap();
+            let document: Value = serde_json::from_slice(&whole.body).unwrap();
+            let entries = document["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+            let count = document["usage"]["completion_tokens"].as_u64().unwrap() as usize;
+            assert_eq!(entries.len(), count);
+            let told: Vec<u8> = joined(&entries, "/bytes").iter().map(|byte| byte.as_u64().unwrap() as u8).collect();
+            assert_eq!(
+                document["choices"][0]["message"]["content"].as_str().unwrap(),
+                String::from_utf8(told).unwrap()
+            );
+            assert!(entries.iter().all(|entry| entry["top_logprobs"].as_array().unwrap().len() == top));
+            assert!(entries.iter().all(|entry| (-9999.0..=0.0).contains(&entry["logprob"].as_f64().unwrap())));
+            // Greedy: the likeliest is the one.
+            assert!(top == 0 || entries.iter().all(|entry| entry["top_logprobs"][0]["token"] == entry["token"]));
+            // Whole frames of 4,096 for the text, and 96 bytes for each of a token's alternatives.
+            let text = whole.body.len() - count * 96 * (top + 1);
+            assert!(text < 2 * 4096, "{} bytes for {count} tokens", whole.body.len());
+
+            let streamed = stand.ask(ask(true, content)).await.unwrap();
+            assert_eq!(joined(&events(&streamed), "/choices/0/logprobs/content"), entries);
+            // The role, each token, the end.
+            assert_eq!(streamed.body.len(), 512 * (1 + count * frames_of_a_token + 1));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

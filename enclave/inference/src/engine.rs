@@ -31,9 +31,11 @@ pub use self::memory::KvMemory;
 use self::memory::Place;
 use self::turns::Turns;
 use crate::asker::Asker;
+use crate::constraint::{CONSTRAINT_BYTES, Course};
 use crate::decoder::{Decoder, KvCache, Run, Scratch};
 use crate::generate::Cancel;
-use crate::sample::Sampler;
+use crate::logprobs::TokenLogprobs;
+use crate::sample::{ChoiceError, Chosen, Sampler};
 use crate::threads::{Threads, ThreadsError};
 pub(crate) use guess::Tally;
 use guess::{Guesser, MOST_GUESSED};
@@ -58,6 +60,8 @@ pub(crate) struct Wanted {
     pub(crate) max_tokens: usize,
     /// Made by who asks: what it takes to make one is not the engine's time.
     pub(crate) sampler: Sampler,
+    /// Brings the form of the answer, if it is to have one, after the answer got its place: until then nothing is computed.
+    pub(crate) course: Option<Receiver<Course>>,
     pub(crate) speculate: bool,
     pub(crate) cancel: Cancel,
 }
@@ -66,14 +70,14 @@ pub(crate) struct Wanted {
 pub(crate) enum Event {
     /// It was given its place: nothing but an end comes before.
     Begun,
-    Token(u32),
-    /// The model ended the answer.
+    Token(u32, Option<TokenLogprobs>),
+    /// The model ended the answer, or its form did.
     End,
     /// The answer has as many tokens as were asked for.
     Length,
     Cancelled,
-    /// No logit is a number.
-    NotANumber,
+    /// There is no next token.
+    NoChoice(ChoiceError),
     /// The engine failed.
     Failed,
 }
@@ -123,7 +127,8 @@ impl Engine {
 
 impl Wanted {
     fn bytes(&self, plan: &Plan) -> u64 {
-        plan.answer_bytes(self.prompt.len().saturating_add(self.max_tokens))
+        let of_form = if self.course.is_some() { CONSTRAINT_BYTES as u64 } else { 0 };
+        plan.answer_bytes(self.prompt.len().saturating_add(self.max_tokens)).saturating_add(of_form)
     }
 }
 
@@ -179,6 +184,7 @@ struct Sequence {
     /// The memory that it was given, until it has ended.
     place: Option<Place>,
     sampler: Sampler,
+    course: Option<Receiver<Course>>,
     cancel: Cancel,
     gone: Arc<AtomicBool>,
     reply: SyncSender<Event>,
@@ -285,7 +291,7 @@ impl Driver {
 
 impl Sequence {
     fn begin(Request { wanted, reply, gone }: Request, place: Place, cache: KvCache, tally: &Arc<Tally>) -> Self {
-        let Wanted { asker, prompt, max_tokens, sampler, speculate, cancel } = wanted;
+        let Wanted { asker, prompt, max_tokens, sampler, course, speculate, cancel } = wanted;
         let mut tokens = Zeroizing::new(Vec::with_capacity(prompt.len() + max_tokens));
         tokens.extend_from_slice(&prompt);
         let mut sequence = Self {
@@ -296,6 +302,7 @@ impl Sequence {
             guess: Zeroizing::new(Vec::with_capacity(MOST_GUESSED + 1)),
             guesser: Guesser::new(speculate, Arc::clone(tally)),
             sampler,
+            course,
             tokens,
             cache,
             place: Some(place),
@@ -345,12 +352,18 @@ impl Sequence {
     fn choose(&mut self, logits: &mut [f32], vocabulary: usize, is_end: &(dyn Fn(u32) -> bool + Send + Sync)) {
         self.remember_prompt();
         for (row, logits) in logits.chunks_exact_mut(vocabulary).enumerate() {
-            let Some(id) = self.sampler.choose(logits) else { return self.end(Event::NotANumber) };
+            let Chosen { id, logprobs, is_last } = match self.sampler.choose(logits) {
+                Ok(chosen) => chosen,
+                Err(error) => return self.end(Event::NoChoice(error)),
+            };
             if is_end(id) {
                 return self.end(Event::End);
             }
             self.tokens.push(id);
-            self.send(Event::Token(id));
+            self.send(Event::Token(id, logprobs));
+            if is_last {
+                return self.end(Event::End);
+            }
             if self.tokens.len() - self.prompt_tokens == self.max_tokens {
                 return self.end(Event::Length);
             }
@@ -375,6 +388,7 @@ impl Sequence {
         let mut cache = std::mem::replace(&mut self.cache, KvCache::new());
         // Not the last token, which is chosen, but not computed with; nor what was guessed to come after the end.
         cache.truncate(self.tokens.len().saturating_sub(1));
+        self.sampler.forget_form();
         let is_whole = matches!(event, Event::End | Event::Length);
         let pages = if is_whole { cache.full_pages().to_vec() } else { Vec::new() };
         drop(cache);
@@ -409,6 +423,15 @@ impl Sequence {
             self.unsent.clear();
             self.end(Event::Cancelled);
         }
+        match self.course.as_ref().map(Receiver::try_recv) {
+            None | Some(Err(TryRecvError::Empty)) => {}
+            Some(Ok(course)) => {
+                self.sampler.follow(course);
+                self.course = None;
+            }
+            // There is no such form, and who asked for it knows.
+            Some(Err(TryRecvError::Disconnected)) => self.gone.store(true, Ordering::Relaxed),
+        }
         self.deliver();
     }
 
@@ -416,9 +439,9 @@ impl Sequence {
         self.gone.load(Ordering::Relaxed) || (self.has_ended && self.unsent.is_empty())
     }
 
-    /// Whether it waits for its receiver.
+    /// Whether it waits for its receiver, or for its form.
     fn rests(&self) -> bool {
-        !self.unsent.is_empty()
+        !self.unsent.is_empty() || self.course.is_some()
     }
 }
 

@@ -3,14 +3,17 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::asker::Asker;
+use crate::constraint::{ConstraintError, Course, Form};
 use crate::engine::{Answer, Event, TooLarge, Wanted};
+use crate::logprobs::{TokenLogprobs, Withheld};
 use crate::model::{Model, Prompt};
-use crate::sample::{Sampler, Sampling, SamplingError};
+use crate::sample::{ChoiceError, Sampler, Sampling, SamplingError};
 use crate::stream::TextStream;
 
 /// Ends an answer from another thread: set once, seen before each step, and before each layer of one that computes for nobody else.
@@ -26,6 +29,9 @@ pub struct Token<'a> {
     pub id: u32,
     /// Tokens of the answer so far, this one included.
     pub count: usize,
+    /// If [`Sampling::logprobs`] asks for it: how likely those tokens were whose text ends in `text`. A token of whose text a part
+    /// never comes, because a stop text begins in it, has no entry.
+    pub logprobs: &'a [TokenLogprobs],
 }
 
 /// How an answer ended.
@@ -42,7 +48,7 @@ pub struct Finished {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it.
+    /// The model ended it, or it has the form that it was to have and nothing may follow.
     End,
     /// One of the stop texts came.
     Stop,
@@ -55,13 +61,18 @@ pub enum FinishReason {
 }
 
 /// A request in the engine's queue. Dropping it takes it back.
-pub struct Queued<'a>(Begun<'a>);
+pub struct Queued<'a> {
+    begun: Begun<'a>,
+    form: Option<(Form, SyncSender<Course>)>,
+}
 
 /// An answer that the engine computes. Dropping it ends it.
 pub struct Begun<'a> {
     model: &'a Model,
     answer: Answer,
     stops: Vec<Zeroizing<String>>,
+    /// Whether a space that the text begins with is left out.
+    drops_space: bool,
     prompt_tokens: usize,
 }
 
@@ -100,6 +111,9 @@ pub enum GenerateError {
     /// The model gave no number to choose by: its weights are broken.
     #[error("the model gave no number to choose a token by")]
     NotANumber,
+    /// The answer cannot go on in its form.
+    #[error(transparent)]
+    Constraint(#[from] ConstraintError),
     /// The engine failed.
     #[error("the engine failed")]
     Engine,
@@ -142,17 +156,28 @@ impl Model {
         cancel: &Cancel,
     ) -> Result<Queued<'_>, GenerateError> {
         self.check(prompt, sampling, max_tokens)?;
+        let (form, course) = match &sampling.form {
+            Some(form) => {
+                let (sender, receiver) = sync_channel(1);
+                (Some((form.clone(), sender)), Some(receiver))
+            }
+            None => (None, None),
+        };
         let wanted = Wanted {
             asker: *asker,
             prompt: Zeroizing::new(prompt.tokens().to_vec()),
             max_tokens,
             sampler: Sampler::new(sampling.clone(), prompt.tokens()),
+            course,
             speculate: sampling.speculate,
             cancel: cancel.clone(),
         };
         let answer = self.engine.submit(wanted);
         let answer = answer.map_err(|TooLarge { needed, total }| GenerateError::Memory { needed, total })?;
-        Ok(Queued(Begun { model: self, answer, stops: sampling.stops.clone(), prompt_tokens: prompt.len() }))
+        // A form counts every byte.
+        let drops_space = form.is_none() && self.tokenizer.begins_with_space();
+        let (stops, prompt_tokens) = (sampling.stops.clone(), prompt.len());
+        Ok(Queued { begun: Begun { model: self, answer, stops, drops_space, prompt_tokens }, form })
     }
 
     fn check(&self, prompt: &Prompt, sampling: &Sampling, max_tokens: usize) -> Result<(), GenerateError> {
@@ -172,18 +197,26 @@ impl Model {
 }
 
 impl<'a> Queued<'a> {
-    /// Blocks until the answer has its place. None if it was cancelled before.
+    /// Blocks until the answer has its place, and until its form, if it is to have one, is ready: that may take a tenth of a second.
+    /// None if it was cancelled before.
     ///
     /// # Errors
-    /// The engine failed.
+    /// A form that is malformed, not supported or too complex; the engine failed.
     pub fn begin(self) -> Result<Option<Begun<'a>>, GenerateError> {
-        match self.0.answer.next() {
-            Event::Begun => Ok(Some(self.0)),
-            Event::Cancelled => Ok(None),
-            Event::Token(_) | Event::End | Event::Length | Event::NotANumber | Event::Failed => {
-                Err(GenerateError::Engine)
+        let Self { begun, form } = self;
+        match begun.answer.next() {
+            Event::Begun => {}
+            Event::Cancelled => return Ok(None),
+            Event::Token(..) | Event::End | Event::Length | Event::NoChoice(_) | Event::Failed => {
+                return Err(GenerateError::Engine);
             }
         }
+        if let Some((form, sender)) = form {
+            // Not before: what it takes is part of the place.
+            let course = Course::new(begun.model.form_vocabulary()?, &form)?;
+            sender.send(course).map_err(|_| GenerateError::Engine)?;
+        }
+        Ok(Some(begun))
     }
 }
 
@@ -191,27 +224,32 @@ impl Begun<'_> {
     /// Blocks the calling thread, on which `on_token` is called, until the answer ends.
     ///
     /// # Errors
-    /// The model gives no numbers, or the engine failed.
+    /// The model gives no numbers, the answer cannot go on in its form, or the engine failed.
     pub fn receive(self, on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>) -> Result<Finished, GenerateError> {
-        let Self { model, answer, stops, prompt_tokens } = self;
-        let mut stream = TextStream::new(&stops, model.tokenizer.begins_with_space());
+        let Self { model, answer, stops, drops_space, prompt_tokens } = self;
+        let mut stream = TextStream::new(&stops, drops_space);
         let mut last = None;
-        let mut count = 0;
+        let (mut count, mut released) = (0, 0);
+        let mut withheld = Withheld::default();
         let finished = |reason, count| Finished { reason, prompt_tokens, completion_tokens: count };
 
         let reason = loop {
-            let id = match answer.next() {
-                Event::Token(id) => id,
+            let (id, logprobs) = match answer.next() {
+                Event::Token(id, logprobs) => (id, logprobs),
                 Event::End => break FinishReason::End,
                 Event::Length => break FinishReason::Length,
                 Event::Cancelled => return Ok(finished(FinishReason::Cancelled, count)),
-                Event::NotANumber => return Err(GenerateError::NotANumber),
+                Event::NoChoice(ChoiceError::NotANumber) => return Err(GenerateError::NotANumber),
+                Event::NoChoice(ChoiceError::Constraint(error)) => return Err(error.into()),
                 Event::Begun | Event::Failed => return Err(GenerateError::Engine),
             };
             last = Some(id);
             count += 1;
             let piece = stream.push(&model.tokenizer.bytes_of(id));
-            if on_token(Token { text: &piece.text, id, count }).is_break() {
+            released += piece.text.len();
+            withheld.push(released + piece.held, logprobs);
+            let logprobs = &withheld.release(released);
+            if on_token(Token { text: &piece.text, id, count, logprobs }).is_break() {
                 return Ok(finished(FinishReason::Receiver, count));
             }
             if piece.stopped {
@@ -219,8 +257,9 @@ impl Begun<'_> {
             }
         };
         let rest = stream.finish();
-        if let Some(id) = last.filter(|_| !rest.text.is_empty())
-            && on_token(Token { text: &rest.text, id, count }).is_break()
+        let logprobs = &withheld.release(released + rest.text.len());
+        if let Some(id) = last.filter(|_| !rest.text.is_empty() || !logprobs.is_empty())
+            && on_token(Token { text: &rest.text, id, count, logprobs }).is_break()
         {
             return Ok(finished(FinishReason::Receiver, count));
         }

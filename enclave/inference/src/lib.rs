@@ -2,8 +2,8 @@
 //!
 //! This crate knows no socket, no key, no NSM and no log. It gets bytes and messages, and gives tokens. What it
 //! holds of a customer (prompt, tokens, KV cache, text held back, embeddings) has no `Debug` and is wiped on drop. What the
-//! `tokenizers` library and the template engine copy of it while they work, and token ids on their way from the engine's thread to the
-//! caller's, are freed, but not wiped.
+//! `tokenizers` library, the template engine and the grammar's library copy of it while they work (the last one a schema or grammar
+//! and the answer that it binds), and token ids on their way from the engine's thread to the caller's, are freed, but not wiped.
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -29,10 +29,12 @@ pub use model_header::gguf;
 #[cfg(test)]
 mod against_transformers;
 mod asker;
+mod constraint;
 mod decoder;
 mod encoder;
 mod engine;
 mod generate;
+mod logprobs;
 mod model;
 mod opened;
 mod sample;
@@ -42,6 +44,7 @@ mod threads;
 mod tokenizer;
 
 pub use asker::{Asker, PrefixScope};
+pub use constraint::{CONSTRAINT_BYTES, ConstraintError, Form, MAX_GRAMMAR_BYTES, MAX_SCHEMA_BYTES};
 pub use decoder::WeightsError;
 pub use encoder::{
     EmbedError, EmbedOptions, Embedding, Encoder, EncoderError, EncoderFiles, EncoderWeightsError, MAX_TEXT_BYTES,
@@ -49,6 +52,7 @@ pub use encoder::{
 };
 pub use engine::KvMemory;
 pub use generate::{Begun, Cancel, FinishReason, Finished, GenerateError, Queued, Token};
+pub use logprobs::{MAX_TOP_LOGPROBS, TokenLogprobs};
 pub use model::{
     EngineError, LoadError, LoadOptions, MAX_CONTENT_BYTES, MAX_MESSAGES, Message, Model, Prompt, PromptError, Role,
 };

@@ -1,13 +1,14 @@
 //! A loaded model: tokenizer, chat template and weights.
 
 use std::io::{self, Read};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use model_header::{Config, ConfigError, PROMPT_CHUNK, Plan, PlanError};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::constraint::{ConstraintError, Vocabulary};
 use crate::decoder::{Decoder, KvCache, Run, Scratch, WeightsError};
 use crate::engine::{Engine, KvMemory, Tally};
 use crate::gguf::{GgufError, Header};
@@ -21,6 +22,8 @@ pub struct Model {
     name: String,
     decoder: Arc<Decoder>,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Made for the first answer of a given form; most models never have one.
+    form_vocabulary: OnceLock<Option<Arc<Vocabulary>>>,
     threads: Arc<Threads>,
     pub(crate) engine: Engine,
     plan: Plan,
@@ -173,7 +176,8 @@ impl Model {
         let plan = Plan::of(header)?;
         let engine = start_engine(&decoder, &threads, &tokenizer, plan, KvMemory::unbounded())?;
         let name = header.optional_text("general.name")?.unwrap_or_default().to_owned();
-        Ok(Self { name, decoder, tokenizer, threads, engine, plan, template })
+        let form_vocabulary = OnceLock::new();
+        Ok(Self { name, decoder, tokenizer, form_vocabulary, threads, engine, plan, template })
     }
 
     /// Answers within `memory`, which other models may share. Until this is called, nothing bounds what answers take together.
@@ -228,6 +232,27 @@ impl Model {
     #[must_use]
     pub fn room_after(&self, prompt: &Prompt) -> usize {
         self.context_length().saturating_sub(prompt.len())
+    }
+
+    /// Bytes that the first answer of a given form takes, at most, for all that follow it.
+    #[must_use]
+    pub fn form_bytes(&self) -> u64 {
+        self.plan.form_bytes as u64
+    }
+
+    pub(crate) fn form_vocabulary(&self) -> Result<&Arc<Vocabulary>, ConstraintError> {
+        let make = || Vocabulary::new(&self.tokenizer).map(Arc::new);
+        self.form_vocabulary.get_or_init(make).as_ref().ok_or(ConstraintError::Vocabulary)
+    }
+
+    /// The bytes that a token stands for: in an answer, or, if it is a control token, those of its name.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Zeroizing<Vec<u8>> {
+        let bytes = self.tokenizer.bytes_of(id);
+        if !bytes.is_empty() {
+            return bytes;
+        }
+        Zeroizing::new(self.tokenizer.text(id).unwrap_or_default().as_bytes().to_vec())
     }
 
     /// Renders messages by the model's chat template, ready for an answer, and encodes the result.

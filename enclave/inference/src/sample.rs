@@ -3,6 +3,9 @@
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::constraint::{ConstraintError, Course, Form};
+use crate::logprobs::{MAX_TOP_LOGPROBS, TokenLogprobs};
+
 /// How tokens are chosen, and which texts end the answer.
 #[derive(Clone)]
 pub struct Sampling {
@@ -30,6 +33,10 @@ pub struct Sampling {
     pub speculate: bool,
     /// Texts that end the answer and are not part of it.
     pub stops: Vec<Zeroizing<String>>,
+    /// Say how likely each token was, and so many others at its place: at most [`MAX_TOP_LOGPROBS`].
+    pub logprobs: Option<usize>,
+    /// The form that the answer is to have. If it ends by itself, it has it.
+    pub form: Option<Form>,
 }
 
 /// Why sampling parameters are refused.
@@ -60,6 +67,9 @@ pub enum SamplingError {
     /// Too many stop texts.
     #[error("{0} stop texts; at most {MAX_STOPS} are accepted")]
     TooManyStops(usize),
+    /// Too many log-probabilities.
+    #[error("log-probabilities of {0} tokens at each place; at most {MAX_TOP_LOGPROBS} are given")]
+    TopLogprobs(usize),
     /// A stop text is empty or too long.
     #[error("a stop text has {0} bytes; 1 to {MAX_STOP_BYTES} are expected")]
     StopLength(usize),
@@ -81,6 +91,8 @@ impl Sampling {
             seed: 0,
             speculate: false,
             stops: Vec::new(),
+            logprobs: None,
+            form: None,
         }
     }
 
@@ -97,6 +109,8 @@ impl Sampling {
             seed: _,
             speculate: _,
             stops,
+            logprobs,
+            form: _,
         } = self;
         if !(0.0..=MAX_TEMPERATURE).contains(temperature) {
             return Err(SamplingError::Temperature(*temperature));
@@ -119,6 +133,9 @@ impl Sampling {
         if logit_bias.len() > MAX_BIASES || logit_bias.iter().any(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
             return Err(SamplingError::Bias);
         }
+        if let Some(top) = logprobs.filter(|top| *top > MAX_TOP_LOGPROBS) {
+            return Err(SamplingError::TopLogprobs(top));
+        }
         if stops.len() > MAX_STOPS {
             return Err(SamplingError::TooManyStops(stops.len()));
         }
@@ -132,10 +149,29 @@ impl Sampling {
 /// Chooses the tokens of one answer.
 pub(crate) struct Sampler {
     sampling: Sampling,
+    course: Option<Course>,
     random: Random,
     candidates: Zeroizing<Vec<(u32, f32)>>,
+    /// The logits as the model gave them. Empty if nobody asks how likely tokens were.
+    raw: Zeroizing<Vec<f32>>,
     /// Tokens of prompt and answer, in order of id, and how often they stand in the answer. Empty if no penalty asks for them.
     seen: Zeroizing<Vec<(u32, u32)>>,
+}
+
+/// The next token of an answer.
+pub(crate) struct Chosen {
+    pub(crate) id: u32,
+    pub(crate) logprobs: Option<TokenLogprobs>,
+    /// The answer has its form now, and nothing may follow.
+    pub(crate) is_last: bool,
+}
+
+/// Why there is no next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChoiceError {
+    /// No logit is a number that can be compared.
+    NotANumber,
+    Constraint(ConstraintError),
 }
 
 impl Sampler {
@@ -143,7 +179,9 @@ impl Sampler {
         let mut sampler = Self {
             random: Random::new(sampling.seed),
             sampling,
+            course: None,
             candidates: Zeroizing::new(Vec::new()),
+            raw: Zeroizing::new(Vec::new()),
             seen: Zeroizing::new(Vec::new()),
         };
         if sampler.sampling.repetition_penalty != 1.0 {
@@ -156,14 +194,38 @@ impl Sampler {
         sampler
     }
 
-    /// Takes the next token of the answer. `None` if no logit is a number that can be compared.
-    pub(crate) fn choose(&mut self, logits: &mut [f32]) -> Option<u32> {
+    /// Holds the answer, of which there is nothing yet, to its form.
+    pub(crate) fn follow(&mut self, course: Course) {
+        self.course = Some(course);
+    }
+
+    /// Gives the memory back that the form took: the answer is at its end.
+    pub(crate) fn forget_form(&mut self) {
+        self.course = None;
+    }
+
+    /// Takes the next token of the answer.
+    pub(crate) fn choose(&mut self, logits: &mut [f32]) -> Result<Chosen, ChoiceError> {
+        if self.sampling.logprobs.is_some() {
+            if self.raw.is_empty() {
+                self.raw = Zeroizing::new(vec![0.0; logits.len()]);
+            }
+            self.raw.copy_from_slice(logits);
+        }
+        if let Some(course) = &mut self.course {
+            course.restrict(logits).map_err(ChoiceError::Constraint)?;
+        }
         self.adjust(logits);
-        let id = self.choose_among(logits)?;
+        let id = self.choose_among(logits).ok_or(ChoiceError::NotANumber)?;
         if self.remembers() {
             self.note(id, 1);
         }
-        Some(id)
+        let logprobs = self.sampling.logprobs.map(|top| TokenLogprobs::new(&self.raw, id, top));
+        let is_last = match &mut self.course {
+            None => false,
+            Some(course) => course.take(id).map_err(ChoiceError::Constraint)?,
+        };
+        Ok(Chosen { id, logprobs, is_last })
     }
 
     fn remembers(&self) -> bool {
@@ -301,9 +363,13 @@ pub const MAX_STOP_BYTES: usize = 256;
 mod tests {
     use super::*;
 
+    fn next(sampler: &mut Sampler, logits: &[f32]) -> Result<u32, ChoiceError> {
+        sampler.choose(&mut logits.to_vec()).map(|chosen| chosen.id)
+    }
+
     fn chosen(sampling: &Sampling, logits: &[f32], times: usize) -> Vec<u32> {
         let mut sampler = Sampler::new(sampling.clone(), &[]);
-        (0..times).map(|_| sampler.choose(&mut logits.to_vec()).unwrap()).collect()
+        (0..times).map(|_| next(&mut sampler, logits).unwrap()).collect()
     }
 
     #[test]
@@ -313,7 +379,8 @@ mod tests {
 
     #[test]
     fn logits_without_a_number_give_no_token() {
-        assert_eq!(Sampler::new(Sampling::greedy(), &[]).choose(&mut [f32::NAN, f32::NEG_INFINITY]), None);
+        let mut sampler = Sampler::new(Sampling::greedy(), &[]);
+        assert_eq!(next(&mut sampler, &[f32::NAN, f32::NEG_INFINITY]), Err(ChoiceError::NotANumber));
     }
 
     #[test]
@@ -345,7 +412,7 @@ mod tests {
         assert_eq!(chosen(&Sampling { frequency_penalty: 0.15, ..greedy() }, &logits, 4), [0, 1, 0, 1]);
         assert_eq!(chosen(&Sampling { logit_bias: vec![(2, 1.0)], ..greedy() }, &logits, 1), [2]);
         let mut sampler = Sampler::new(Sampling { repetition_penalty: 1.1, ..greedy() }, &[0]);
-        assert_eq!([sampler.choose(&mut logits.to_vec()), sampler.choose(&mut logits.to_vec())], [Some(1), Some(0)]);
+        assert_eq!([next(&mut sampler, &logits), next(&mut sampler, &logits)], [Ok(1), Ok(0)]);
     }
 
     #[test]

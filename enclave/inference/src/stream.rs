@@ -20,6 +20,8 @@ pub(crate) struct Piece {
     pub(crate) text: Zeroizing<String>,
     /// A stop text has come: nothing more will.
     pub(crate) stopped: bool,
+    /// Bytes that came before and are not let out: of text, and of a character that has only begun.
+    pub(crate) held: usize,
 }
 
 impl<'a> TextStream<'a> {
@@ -83,10 +85,11 @@ impl<'a> TextStream<'a> {
             None => (self.held.len() - self.may_begin_a_stop(), false),
         };
         let text = Zeroizing::new(self.held.get(..end).unwrap_or_default().to_owned());
+        let held = self.held.len() - end + self.partial.len();
         // What moves up leaves a copy behind, within the buffer that is wiped on drop.
         let done = if stopped { self.held.len() } else { end };
         self.held.drain(..done);
-        Piece { text, stopped }
+        Piece { text, stopped, held }
     }
 
     /// Length of the longest end of `held` with which a stop text begins.

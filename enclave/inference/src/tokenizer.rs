@@ -204,6 +204,21 @@ impl Tokenizer {
         self.ends.contains(&id)
     }
 
+    /// The tokens with which an answer ends.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = u32> {
+        self.ends.iter().copied()
+    }
+
+    /// Number of tokens.
+    pub(crate) fn size(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Whether a token stands for a byte that no other stands for.
+    pub(crate) fn is_byte(&self, id: u32) -> bool {
+        usize::try_from(id).is_ok_and(|id| self.kinds.get(id) == Some(&Kind::Byte))
+    }
+
     /// No token stands for more bytes of a text than this.
     pub(crate) fn longest_token_bytes(&self) -> usize {
         self.longest.saturating_mul(self.stretch())

@@ -112,6 +112,78 @@ fn a_stop_text_ends_the_answer_and_never_shows() {
     assert_eq!(text, whole[..whole.find(&stop).unwrap()]);
 }
 
+/// A token's entry: how much of the text was out when it came, the token, its log-probability, and those of others.
+type Entry = (usize, u32, f32, Vec<(u32, f32)>);
+
+fn with_logprobs(model: &Model, sampling: &Sampling, max_tokens: usize) -> (String, Vec<Entry>, Vec<u32>) {
+    let (mut text, mut entries, mut ids) = (String::new(), Vec::new(), Vec::new());
+    let mut take = |token: Token<'_>| {
+        text.push_str(token.text);
+        ids.truncate(token.count - 1);
+        ids.push(token.id);
+        let new = token.logprobs.iter().map(|entry| (text.len(), entry.id, entry.logprob, entry.top.to_vec()));
+        entries.extend(new);
+        ControlFlow::Continue(())
+    };
+    model.generate(&prompt(model), sampling, max_tokens, &Cancel::new(), &mut take).unwrap();
+    (text, entries, ids)
+}
+
+/// By the logits that the model gives for the prompt and each beginning of the answer, whatever else chooses the tokens.
+#[test]
+fn log_probabilities_are_those_of_the_models_own_logits() {
+    let model = model();
+    let asked = Sampling {
+        logprobs: Some(5),
+        speculate: true,
+        frequency_penalty: 1.0,
+        logit_bias: vec![(50, 3.0)],
+        ..sampled(4)
+    };
+    let (text, entries, ids) = with_logprobs(&model, &asked, 25);
+    assert_eq!(text, answer(&model, &Sampling { logprobs: None, ..asked.clone() }, 25).0, "asking changes nothing");
+    assert_eq!(entries.iter().map(|(_, id, ..)| *id).collect::<Vec<_>>(), ids);
+    let mut tokens = prompt(&model).tokens().to_vec();
+    for (_, id, logprob, top) in entries {
+        let logits = model.logits(&model.prompt_of_tokens(&tokens).unwrap()).unwrap();
+        let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
+        let expected = |id: u32| (f64::from(logits[id as usize]) - total.ln()) as f32;
+        assert!((logprob - expected(id)).abs() < 1e-4);
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), order[..5]);
+        assert!(top.iter().all(|(id, logprob)| (logprob - expected(*id)).abs() < 1e-4));
+        tokens.push(id);
+    }
+}
+
+/// Neither before the text that they are about, nor at all where that never comes.
+#[test]
+fn log_probabilities_never_tell_what_is_held_back() {
+    let model = model();
+    let asked = Sampling { logprobs: Some(0), ..sampled(3) };
+    let (whole, all, _) = with_logprobs(&model, &asked, 60);
+    assert_eq!(all.len(), 60);
+    // Random bytes: where each token ends, as the text comes out without anything held back.
+    let characters: Vec<char> = whole.chars().collect();
+    for from in [10, 20, 30] {
+        let stop: String = characters[from..][..3].iter().collect();
+        let start = whole.find(&stop).unwrap();
+        let stops = vec![Zeroizing::new(stop.clone())];
+        let (text, entries, _) = with_logprobs(&model, &Sampling { stops, ..asked.clone() }, 60);
+        assert_eq!(text, whole[..start]);
+        // As many entries as tokens that end where the text does, or before.
+        assert_eq!(entries.len(), all.iter().filter(|(out, ..)| *out <= start).count(), "{stop:?}");
+        for ((out, id, ..), (end, same, ..)) in entries.iter().zip(&all) {
+            assert!(id == same && out >= end, "token {id} was told of at {out}, and ends at {end}");
+        }
+    }
+    // What only looks like the beginning of a stop text, up to the end of the answer.
+    let stops = vec![Zeroizing::new(format!("{}\u{1}", characters[characters.len() - 5..].iter().collect::<String>()))];
+    let (text, entries, _) = with_logprobs(&model, &Sampling { stops, ..asked }, 60);
+    assert_eq!((text, entries.len()), (whole, 60));
+}
+
 #[test]
 fn a_receiver_that_wants_no_more_ends_the_answer() {
     let model = model();

@@ -12,6 +12,8 @@ pub struct Plan {
     pub weights_bytes: usize,
     /// Bytes of memory that the tokenizer takes, at most.
     pub vocabulary_bytes: usize,
+    /// Bytes of memory that the vocabulary takes once more, at most, from the first answer of a given form on.
+    pub form_bytes: usize,
     /// Bytes of memory that each token of a running sequence (prompt and answer) takes.
     pub kv_bytes_per_token: usize,
     /// Most tokens of a sequence.
@@ -61,6 +63,7 @@ impl Plan {
         Ok(Self {
             weights_bytes: resident.fold(0, usize::saturating_add),
             vocabulary_bytes: vocabulary_bytes(header)?,
+            form_bytes: form_bytes(header)?,
             kv_bytes_per_token: config.kv_bytes_per_token(),
             context_length: config.context_length,
             stated_context: config.stated_context,
@@ -77,10 +80,10 @@ impl Plan {
         })
     }
 
-    /// Bytes that must be free before the weights are loaded.
+    /// Bytes that must be free before the weights are loaded; of these, what forms take is not used yet.
     #[must_use]
     pub fn bytes_to_load(&self) -> u64 {
-        let parts = [self.weights_bytes, self.vocabulary_bytes, self.loading_bytes];
+        let parts = [self.weights_bytes, self.vocabulary_bytes, self.form_bytes, self.loading_bytes];
         parts.iter().fold(0, |sum: u64, part| sum.saturating_add(*part as u64))
     }
 
@@ -105,6 +108,15 @@ fn vocabulary_bytes(header: &Header<'_>) -> Result<usize, GgufError> {
     let length = |key| Ok::<_, GgufError>(header.optional_array(key)?.map_or(0, |array| array.len()));
     let tokens = length("tokenizer.ggml.tokens")?.saturating_mul(256);
     Ok(tokens.saturating_add(length("tokenizer.ggml.merges")?.saturating_mul(160)))
+}
+
+/// The engine keeps six trees of tokens: four have all tokens or, in pairs, halves of them. Each takes 12 bytes for a token; and for each
+/// byte of their texts, a byte, up to a node of 8 and what making them leaves. While they are made, each token lies beside them twice
+/// (`inference/src/constraint/vocabulary.rs`; `inference/tests/constrained_limits.rs` holds both together).
+fn form_bytes(header: &Header<'_>) -> Result<usize, GgufError> {
+    let Some(tokens) = header.optional_array("tokenizer.ggml.tokens")? else { return Ok(0) };
+    let texts = tokens.texts().map_or(0, |texts| texts.map(str::len).fold(0, usize::saturating_add));
+    Ok(tokens.len().saturating_mul(6 * 12 + 128).saturating_add(texts.saturating_mul(4 * 10)))
 }
 
 /// Bytes of a tensor that the engine reads before it packs them: of a matrix as many rows as make whole tiles and some 4 MiB.
@@ -157,8 +169,8 @@ impl Activations {
         let feed_forward = quantised(config.feed_forward) + config.feed_forward;
         Self {
             per_row: throughout + attention + feed_forward,
-            // The logits, and in the sampler with their indices.
-            per_answer: 3 * config.vocabulary + 2 * width,
+            // The logits, in the sampler with their indices, and there as they were.
+            per_answer: 4 * config.vocabulary + 2 * width,
             // Logits, and the rows that they come from, of seven tokens more.
             per_guess: 7 * (config.vocabulary + 2 * width),
             per_thread: 32 * group * (3 * config.head_width + 64),

@@ -1,15 +1,17 @@
 //! The chat request of the OpenAI API: parsed once, valid afterwards.
 //!
 //! Members that we do not know are passed over, because clients send many that change nothing; what would change the
-//! answer and is not done here (tools, several choices, a JSON schema) is refused, and so are wrong types. The reasons
+//! answer and is not done here (tools, several choices) is refused, and so are wrong types. The reasons
 //! are fixed texts: nothing of the request is in them.
 
-use inference::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOPS, Role, Sampling};
+use inference::{MAX_BIASES, MAX_STOP_BYTES, MAX_STOPS, MAX_TOP_LOGPROBS, Role, Sampling};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, IgnoredAny, SeqAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
 use zeroize::Zeroizing;
+
+use super::form::{self, ResponseFormat, StructuredOutputs};
 
 /// A valid chat request. No `Debug`: it holds a prompt.
 pub(super) struct ChatRequest {
@@ -26,7 +28,7 @@ pub(super) struct ChatRequest {
 impl ChatRequest {
     /// Reads a body.
     pub(super) fn parse(body: &[u8]) -> Result<Self, &'static str> {
-        let wire: Wire = serde_json::from_slice(body).map_err(|_| "the body is no chat request in JSON")?;
+        let wire: Wire<'_> = serde_json::from_slice(body).map_err(|_| "the body is no chat request in JSON")?;
         let Wire {
             model,
             messages,
@@ -50,7 +52,14 @@ impl ChatRequest {
             tools,
             functions,
             response_format,
+            structured_outputs,
+            guided_json,
+            guided_regex,
+            guided_choice,
+            guided_grammar,
+            grammar,
             logprobs,
+            top_logprobs,
         } = wire;
         if messages.is_empty() {
             return Err("messages must not be empty");
@@ -61,16 +70,20 @@ impl ChatRequest {
         if tools.is_some_and(|tools| !tools.is_empty()) || functions.is_some_and(|functions| !functions.is_empty()) {
             return Err("tools are not supported");
         }
-        if response_format.is_some_and(|format| format.kind != "text") {
-            return Err("response_format must be text");
-        }
-        if logprobs == Some(true) {
-            return Err("logprobs are not supported");
+        if [guided_json, guided_regex, guided_choice, guided_grammar, grammar].iter().any(Option::is_some) {
+            return Err("a form of the answer goes to response_format, a grammar to structured_outputs.grammar");
         }
         let cache_salt = cache_salt.map(|Text(salt)| salt);
         if cache_salt.as_ref().is_some_and(|salt| salt.is_empty() || salt.len() > MAX_SALT_BYTES) {
             return Err("cache_salt must be a text of 1 to 256 bytes");
         }
+        let logprobs = match (logprobs, top_logprobs) {
+            (Some(true), None) => Some(0),
+            (Some(true), Some(top)) if top <= MAX_TOP_LOGPROBS as u64 => usize::try_from(top).ok(),
+            (_, None | Some(0)) => None,
+            (Some(true), Some(_)) => return Err("top_logprobs must lie between 0 and 20"),
+            (_, Some(_)) => return Err("top_logprobs are given with logprobs alone"),
+        };
         let stream = stream.unwrap_or(false);
         let max_tokens = match max_completion_tokens.or(max_tokens) {
             None => None,
@@ -106,6 +119,8 @@ impl ChatRequest {
                 )?,
                 logit_bias: biases(logit_bias.unwrap_or_default())?,
                 speculate: speculation.unwrap_or(false),
+                logprobs,
+                form: form::read(response_format, structured_outputs)?,
                 ..sampling(temperature, top_p, seed, stop)?
             },
             max_tokens,
@@ -184,7 +199,7 @@ fn random_seed() -> Result<u64, &'static str> {
 const MAX_SALT_BYTES: usize = 256;
 
 #[derive(Deserialize)]
-struct Wire {
+struct Wire<'a> {
     model: String,
     messages: Vec<WireMessage>,
     max_tokens: Option<u64>,
@@ -208,8 +223,17 @@ struct Wire {
     n: Option<u64>,
     tools: Option<Vec<IgnoredAny>>,
     functions: Option<Vec<IgnoredAny>>,
-    response_format: Option<ResponseFormat>,
+    #[serde(borrow)]
+    response_format: Option<ResponseFormat<'a>>,
+    structured_outputs: Option<StructuredOutputs>,
+    /// What other servers take for a form.
+    guided_json: Option<IgnoredAny>,
+    guided_regex: Option<IgnoredAny>,
+    guided_choice: Option<IgnoredAny>,
+    guided_grammar: Option<IgnoredAny>,
+    grammar: Option<IgnoredAny>,
     logprobs: Option<bool>,
+    top_logprobs: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -243,12 +267,6 @@ struct StreamOptions {
     include_usage: Option<bool>,
 }
 
-#[derive(Deserialize)]
-struct ResponseFormat {
-    #[serde(rename = "type")]
-    kind: String,
-}
-
 /// A text, or an array of text parts, which is their concatenation. Wiped.
 struct Content(Zeroizing<String>);
 
@@ -256,7 +274,7 @@ struct Content(Zeroizing<String>);
 struct Stop(Vec<Zeroizing<String>>);
 
 /// A text that is copied once, into memory that is wiped.
-struct Text(Zeroizing<String>);
+pub(super) struct Text(pub(super) Zeroizing<String>);
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -343,6 +361,8 @@ impl<'de> Deserialize<'de> for Stop {
 
 #[cfg(test)]
 mod tests {
+    use inference::Form;
+
     use super::*;
 
     fn parse(members: &str) -> Result<ChatRequest, &'static str> {
@@ -389,6 +409,22 @@ mod tests {
     }
 
     #[test]
+    fn forms_and_log_probabilities_are_read() {
+        let form = |members: &str| parse(members).unwrap().sampling.form;
+        let schema = r#","response_format":{"type":"json_schema","json_schema":{"name":"n","strict":true,"schema":{ "a":[1] }}}"#;
+        assert!(matches!(form(schema), Some(Form::JsonSchema(text)) if text.as_str() == r#"{ "a":[1] }"#));
+        assert!(matches!(form(r#","response_format":{"type":"json_object"}"#), Some(Form::JsonObject)));
+        let grammar = r#","structured_outputs":{"grammar":"start: \"a\"","json":null}"#;
+        assert!(matches!(form(grammar), Some(Form::Grammar(text)) if text.as_str() == r#"start: "a""#));
+        assert!(form(r#","response_format":{"type":"text"},"structured_outputs":null,"guided_json":null"#).is_none());
+        let logprobs = |members: &str| parse(members).unwrap().sampling.logprobs;
+        assert_eq!(logprobs(""), None);
+        assert_eq!(logprobs(r#","logprobs":false,"top_logprobs":0"#), None);
+        assert_eq!(logprobs(r#","logprobs":true"#), Some(0));
+        assert_eq!(logprobs(r#","logprobs":true,"top_logprobs":20"#), Some(20));
+    }
+
+    #[test]
     fn nulls_stand_for_absent_members() {
         let request = parse(r#","max_tokens":null,"stop":null,"stream":null,"temperature":null,"tools":null"#).unwrap();
         assert!(request.max_tokens.is_none() && !request.stream && request.sampling.stops.is_empty());
@@ -430,8 +466,20 @@ mod tests {
             r#","stop":"""#,
             r#","n":2"#,
             r#","tools":[{"type":"function"}]"#,
-            r#","response_format":{"type":"json_object"}"#,
-            r#","logprobs":true"#,
+            r#","response_format":{"type":"xml"}"#,
+            r#","response_format":{"type":"json_schema"}"#,
+            r#","response_format":{"type":"json_schema","json_schema":{"name":"n"}}"#,
+            r#","response_format":{"type":"json_object","schema":{}}"#,
+            r#","response_format":{"type":"text","json_schema":{"schema":{}}}"#,
+            r#","response_format":{"type":"json_object"},"structured_outputs":{"grammar":"g"}"#,
+            r#","structured_outputs":{"grammar":5}"#,
+            r#","structured_outputs":{"regex":"a"}"#,
+            r#","guided_json":{}"#,
+            r#","grammar":"root ::= x""#,
+            r#","logprobs":1"#,
+            r#","logprobs":true,"top_logprobs":21"#,
+            r#","logprobs":true,"top_logprobs":-1"#,
+            r#","top_logprobs":2"#,
             r#","model":"twice""#,
         ] {
             assert!(parse(members).is_err(), "{members}");

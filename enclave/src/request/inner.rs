@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use inference::{Asker, Model};
+use inference::{Asker, ConstraintError, Model};
 use sealing::http::{Method, Request};
 use sealing::message::Suite;
 use sealing::raw_aes::WrappingKey;
@@ -96,6 +96,9 @@ pub(super) enum InnerError {
     /// Not a request that is served.
     #[error("{0}")]
     InvalidRequest(&'static str),
+    /// The form that the answer is to have is none that it can have, or go on in.
+    #[error(transparent)]
+    Form(ConstraintError),
     /// A model that is not here.
     #[error("this model is not served here; GET /v1/models lists those that are")]
     UnknownModel,
@@ -124,11 +127,20 @@ pub(super) enum InnerError {
     Timeout,
 }
 
+impl From<ConstraintError> for InnerError {
+    fn from(error: ConstraintError) -> Self {
+        match error {
+            ConstraintError::Failed => Self::Internal,
+            error => Self::Form(error),
+        }
+    }
+}
+
 impl InnerError {
     /// The HTTP status inside.
     pub(super) fn status(self) -> u16 {
         match self {
-            Self::InvalidRequest(_) => 400,
+            Self::InvalidRequest(_) | Self::Form(_) => 400,
             Self::KeyPolicyOpen => 403,
             Self::UnknownModel => 404,
             Self::WrongEnclave => 409,
@@ -143,7 +155,7 @@ impl InnerError {
     /// The code inside.
     pub(super) fn code(self) -> &'static str {
         match self {
-            Self::InvalidRequest(_) => "invalid-request",
+            Self::InvalidRequest(_) | Self::Form(_) => "invalid-request",
             Self::KeyPolicyOpen => "key-policy-open",
             Self::UnknownModel => "unknown-model",
             Self::WrongEnclave => "wrong-enclave",

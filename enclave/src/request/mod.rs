@@ -10,7 +10,9 @@
 //! message. From there on everything is said inside a sealed answer.
 
 mod chat;
+mod form;
 mod inner;
+mod likely;
 mod open;
 mod produce;
 mod reply;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use inference::{Begun, Cancel, FinishReason, Finished, GenerateError, Message, PromptError, Queued};
+use inference::{Begun, Cancel, FinishReason, Finished, GenerateError, Message, PromptError, Queued, Token};
 use sealing::SecretBytes;
 use sealing::http::{ResponseHead, SsePacker, padding};
 use sealing::message::MessageId;
@@ -15,6 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use zeroize::Zeroizing;
 
 use super::inner::{Chat, InnerError, Task};
+use super::likely::{Entries, Logprobs, MAX_ENTRIES_BYTES, room};
 use crate::service::{Piece, PieceSender, Service};
 
 /// A sealed answer in the making.
@@ -60,7 +61,7 @@ impl Production {
 
     /// `{"error":{"code","message"}}` (docs/PROTOCOL.md, section 8).
     pub(super) fn error(self, error: InnerError) -> Option<u64> {
-        self.json(error.status(), &ErrorBody::of(error)).ok()
+        self.json(error.status(), &ErrorBody::of(error), 0).ok()
     }
 
     fn models(self, service: &Service) -> Option<u64> {
@@ -69,7 +70,7 @@ impl Production {
             .keys()
             .map(|id| ModelEntry { id, object: "model", created: 0, owned_by: "subrosa" })
             .collect();
-        self.json(200, &ModelList { object: "list", data }).ok()
+        self.json(200, &ModelList { object: "list", data }, 0).ok()
     }
 
     fn chat(
@@ -87,7 +88,11 @@ impl Production {
             Err(error) => return self.error(prompt_error(error)),
         };
         let most = service.configuration.limits.max_tokens;
-        let max_tokens = request.max_tokens.unwrap_or(most).min(most).min(model.room_after(&prompt));
+        let mut max_tokens = request.max_tokens.unwrap_or(most).min(most).min(model.room_after(&prompt));
+        if let (false, Some(top)) = (request.stream, request.sampling.logprobs) {
+            // One document is held as a whole.
+            max_tokens = max_tokens.min(MAX_ENTRIES_BYTES / room(top + 1));
+        }
         let queued = model.submit(asker, &prompt, &request.sampling, max_tokens, &terms.cancel);
         drop(preparing);
         let begun = match queued.and_then(Queued::begin) {
@@ -111,9 +116,10 @@ impl Production {
         made.ok()
     }
 
-    /// One JSON document: padded by trailing spaces, its length stated.
-    fn json(mut self, status: u16, value: &impl Serialize) -> Result<u64, Gone> {
+    /// One JSON document: padded by trailing spaces, `more` of them beyond what whole frames need; its length stated.
+    fn json(mut self, status: u16, value: &impl Serialize, more: usize) -> Result<u64, Gone> {
         let mut body = SecretBytes::from_vec(to_json(value)?);
+        body.extend_with(b' ', more);
         padding::json(&mut body, self.frame_length);
         self.head(status, "application/json", Some(body.len() as u64))?;
         for frames in body.as_bytes().chunks(self.frame_length * FRAMES_AT_ONCE) {
@@ -165,21 +171,18 @@ struct Answering<'a> {
 }
 
 impl Answering<'_> {
-    /// Server-Sent Events: one token, one frame.
+    /// Server-Sent Events: one token, one frame; with likely alternatives to it, a few more, however long they are.
     fn stream(&self, begun: Begun<'_>, mut to: Production) -> Result<u64, Gone> {
         let mut packer = SsePacker::new(to.frame_length).map_err(|_| Gone)?;
         to.head(200, "text/event-stream", None)?;
         self.event(&mut packer, &self.chunk(Delta { role: Some("assistant"), content: Some("") }, None))?;
         to.frames(packer.frame().as_bytes())?;
+        let frames = 1 + self.logprobs().map_or(0, |top| room(top).div_ceil(to.frame_length));
         let mut gone = false;
         let finished = begun.receive(&mut |token| {
-            // A token whose text is held back still takes its frame: how many go out does not depend on lengths.
-            let event = if token.text.is_empty() {
-                Ok(())
-            } else {
-                self.event(&mut packer, &self.chunk(Delta { role: None, content: Some(token.text) }, None))
-            };
-            let sent = event.and_then(|()| to.frames(packer.frame().as_bytes()));
+            // A token whose text is held back still takes its frames: how many go out does not depend on lengths.
+            let event = self.token(&mut packer, &token);
+            let sent = event.and_then(|()| (0..frames).try_for_each(|_| to.frames(packer.frame().as_bytes())));
             gone = sent.is_err();
             if gone { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
@@ -206,18 +209,40 @@ impl Answering<'_> {
         to.end()
     }
 
+    /// What a token brings: nothing, if its text is held back.
+    fn token(&self, packer: &mut SsePacker, token: &Token<'_>) -> Result<(), Gone> {
+        let mut entries = Entries::new();
+        entries.extend(&self.chat.model, token.logprobs).ok_or(Gone)?;
+        if token.text.is_empty() && entries.is_empty() {
+            return Ok(());
+        }
+        let logprobs = if entries.is_empty() { None } else { Some(entries.finish().ok_or(Gone)?) };
+        let delta = Delta { role: None, content: Some(token.text) };
+        self.event(
+            packer,
+            &Chunk { choices: vec![ChunkChoice { index: 0, delta, logprobs, finish_reason: None }], ..self.empty() },
+        )
+    }
+
     /// One JSON document.
     fn whole(&self, begun: Begun<'_>, to: Production) -> Result<u64, Gone> {
         let mut text = SecretBytes::with_capacity(self.max_tokens.min(4096) * 8);
+        let mut entries = Entries::new();
+        let mut broken = false;
         let finished = begun.receive(&mut |token| {
             text.extend(token.text.as_bytes());
-            if to.sender.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            broken = entries.extend(&self.chat.model, token.logprobs).is_none();
+            if broken || to.sender.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         let (finished, reason) = match self.reason(finished) {
             Ok(finished) => finished,
             Err(Fault::Gone) => return Err(Gone),
-            Err(Fault::Inner(error)) => return to.json(error.status(), &ErrorBody::of(error)),
+            Err(Fault::Inner(error)) => return to.json(error.status(), &ErrorBody::of(error), 0),
         };
+        // As long as the entries are, but for rare ones: how long the tokens are does not show.
+        let room = self.logprobs().map_or(0, |top| entries.count().saturating_mul(room(top + 1)));
+        let more = room.saturating_sub(entries.len());
+        let logprobs = self.logprobs().map(|_| entries.finish().ok_or(Gone)).transpose()?;
         let content = std::str::from_utf8(text.as_bytes()).map_err(|_| Gone)?;
         to.json(
             200,
@@ -229,11 +254,17 @@ impl Answering<'_> {
                 choices: [Choice {
                     index: 0,
                     message: AnswerMessage { role: "assistant", content },
+                    logprobs,
                     finish_reason: reason,
                 }],
                 usage: usage(finished),
             },
+            more,
         )
+    }
+
+    fn logprobs(&self) -> Option<usize> {
+        self.chat.request.sampling.logprobs
     }
 
     /// How it ended, in the words of the API.
@@ -264,7 +295,7 @@ impl Answering<'_> {
     }
 
     fn chunk<'a>(&'a self, delta: Delta<'a>, finish_reason: Option<&'static str>) -> Chunk<'a> {
-        Chunk { choices: vec![ChunkChoice { index: 0, delta, finish_reason }], ..self.empty() }
+        Chunk { choices: vec![ChunkChoice { index: 0, delta, logprobs: None, finish_reason }], ..self.empty() }
     }
 }
 
@@ -279,6 +310,7 @@ fn generate_error(error: GenerateError) -> InnerError {
         GenerateError::Sampling(_) | GenerateError::NoTokens => {
             InnerError::InvalidRequest("a sampling parameter is out of range")
         }
+        GenerateError::Constraint(error) => error.into(),
         GenerateError::ForeignPrompt | GenerateError::NotANumber | GenerateError::Engine => InnerError::Internal,
     }
 }
@@ -362,6 +394,8 @@ struct Completion<'a> {
 struct Choice<'a> {
     index: u32,
     message: AnswerMessage<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Logprobs<'a>>,
     finish_reason: &'static str,
 }
 
@@ -386,6 +420,8 @@ struct Chunk<'a> {
 struct ChunkChoice<'a> {
     index: u32,
     delta: Delta<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Logprobs<'a>>,
     finish_reason: Option<&'static str>,
 }
 

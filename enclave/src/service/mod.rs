@@ -78,7 +78,8 @@ impl Service {
         let manifests = models.iter().map(|(name, loaded)| (name.clone(), loaded.manifest_sha384)).collect();
         // Half of what is available now, which is after the models were loaded: the other half is for what steps take, for messages,
         // and for what an estimate forgets.
-        let memory = KvMemory::new(memory::available() / 2);
+        let for_forms = models.values().map(|loaded| loaded.model.form_bytes()).fold(0, u64::saturating_add);
+        let memory = KvMemory::new(memory::available().saturating_sub(for_forms) / 2);
         let within = |model: Model| model.within(&memory).map(Arc::new).map_err(|_| ServeError::Internal);
         let models = models.into_iter().map(|(name, loaded)| Ok((name, within(loaded.model)?)));
         let models = models.collect::<Result<_, ServeError>>()?;

@@ -53,6 +53,7 @@ impl Bench {
             prompt: Zeroizing::new(prompt.to_vec()),
             max_tokens,
             sampler: Sampler::new(sampling.clone(), prompt),
+            course: None,
             speculate: sampling.speculate,
             cancel: cancel.clone(),
         });
@@ -94,7 +95,7 @@ impl Asked {
         loop {
             match self.0.events.try_recv() {
                 Ok(Event::Begun) => {}
-                Ok(Event::Token(id)) => ids.push(id),
+                Ok(Event::Token(id, _)) => ids.push(id),
                 Ok(_) => return (ids, true),
                 Err(_) => return (ids, false),
             }

@@ -102,7 +102,7 @@ fn hyperparameters(shape: &Shape) -> Vec<(String, Meta)> {
     ]
 }
 
-/// Control tokens first, then a user-defined one, the bytes, and pairs of letters.
+/// Control tokens first, then a user-defined one, the bytes, pairs of letters, and words that no merge makes.
 fn vocabulary(size: usize) -> Vec<(String, Meta)> {
     let mut tokens: Vec<String> = ["<|begin|>", "<|turn|>", "<|end|>", "metformin"].map(str::to_owned).to_vec();
     let mut types = vec![3, 3, 3, 4];
@@ -111,8 +111,13 @@ fn vocabulary(size: usize) -> Vec<(String, Meta)> {
     let pairs = letters().flat_map(|left| letters().map(move |right| (left.clone(), right)));
     let pairs: Vec<_> = pairs.take(size.checked_sub(tokens.len()).expect("room for all bytes")).collect();
     tokens.extend(pairs.iter().map(|(left, right)| format!("{left}{right}")));
-    types.resize(tokens.len(), 1);
-    assert_eq!(tokens.len(), size, "no more pairs of letters than that");
+    let mut random = Random(1);
+    while tokens.len() < size {
+        let letters = (0..3 + random.below(9)).map(|_| char::from(b'a' + random.below(26) as u8));
+        let word = format!("{}{}", letters.collect::<String>(), tokens.len());
+        tokens.push(word);
+    }
+    types.resize(size, 1);
     let merges = pairs.iter().map(|(left, right)| format!("{left} {right}")).collect();
     let text = |text: &str| Meta::Text(text.to_owned());
     [
