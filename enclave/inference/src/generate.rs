@@ -16,7 +16,8 @@ use crate::model::{Model, Prompt};
 use crate::sample::{ChoiceError, Sampler, Sampling, SamplingError};
 use crate::stream::TextStream;
 
-/// Ends an answer from another thread: set once, seen before each step, and before each layer of one that computes for nobody else.
+/// Ends an answer from another thread: set once, seen before each token is given out, before each step, and before each layer of one
+/// that computes for nobody else.
 #[derive(Clone, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -74,6 +75,7 @@ pub struct Begun<'a> {
     /// Whether a space that the text begins with is left out.
     drops_space: bool,
     prompt_tokens: usize,
+    cancel: Cancel,
 }
 
 /// Why there is no answer. Carries no text.
@@ -177,7 +179,10 @@ impl Model {
         // A form counts every byte.
         let drops_space = form.is_none() && self.tokenizer.begins_with_space();
         let (stops, prompt_tokens) = (sampling.stops.clone(), prompt.len());
-        Ok(Queued { begun: Begun { model: self, answer, stops, drops_space, prompt_tokens }, form })
+        Ok(Queued {
+            begun: Begun { model: self, answer, stops, drops_space, prompt_tokens, cancel: cancel.clone() },
+            form,
+        })
     }
 
     fn check(&self, prompt: &Prompt, sampling: &Sampling, max_tokens: usize) -> Result<(), GenerateError> {
@@ -226,7 +231,7 @@ impl Begun<'_> {
     /// # Errors
     /// The model gives no numbers, the answer cannot go on in its form, or the engine failed.
     pub fn receive(self, on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>) -> Result<Finished, GenerateError> {
-        let Self { model, answer, stops, drops_space, prompt_tokens } = self;
+        let Self { model, answer, stops, drops_space, prompt_tokens, cancel } = self;
         let mut stream = TextStream::new(&stops, drops_space);
         let mut last = None;
         let (mut count, mut released) = (0, 0);
@@ -234,7 +239,12 @@ impl Begun<'_> {
         let finished = |reason, count| Finished { reason, prompt_tokens, completion_tokens: count };
 
         let reason = loop {
-            let (id, logprobs) = match answer.next() {
+            let event = answer.next();
+            // The engine may be some tokens ahead.
+            if cancel.is_cancelled() {
+                return Ok(finished(FinishReason::Cancelled, count));
+            }
+            let (id, logprobs) = match event {
                 Event::Token(id, logprobs) => (id, logprobs),
                 Event::End => break FinishReason::End,
                 Event::Length => break FinishReason::Length,
