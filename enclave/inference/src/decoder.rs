@@ -81,8 +81,8 @@ mod tests {
                 assert!(logits(&decoder, &tokens, part, strangers) == expected, "{path}: {part}, {strangers}");
             }
             for threads in [1, 3] {
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-                assert!(pool.install(|| logits(&decoder, &tokens, 50, 4)) == expected, "{path}: {threads} threads");
+                let team = kernels::Team::new(threads).unwrap();
+                assert!(team.run(|| logits(&decoder, &tokens, 50, 4)) == expected, "{path}: {threads} threads");
             }
             for &family in Family::all() {
                 decoder.family = family;

@@ -23,8 +23,8 @@ use std::sync::mpsc::{
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use kernels::for_each;
 use model_header::Plan;
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 use zeroize::Zeroizing;
 
 pub use self::memory::KvMemory;
@@ -281,7 +281,7 @@ impl Driver {
                     choosing.push((sequence, own));
                 }
             }
-            choosing.into_par_iter().for_each(|(sequence, logits)| sequence.choose(logits, vocabulary, is_end));
+            for_each(&mut choosing, |(sequence, logits)| sequence.choose(logits, vocabulary, is_end));
         });
         if done.is_err() {
             taken.into_iter().for_each(|sequence| sequence.end(Event::Failed));

@@ -8,14 +8,11 @@ fn main() {
     let word = |index: usize, default: &str| std::env::args().nth(index).unwrap_or_else(|| default.to_owned());
     let (inputs, outputs): (usize, usize) = (word(1, "2048").parse().unwrap(), word(2, "8192").parse().unwrap());
     let rows: Vec<usize> = word(3, "1,2,4,8,16,128,512").split(',').map(|rows| rows.parse().unwrap()).collect();
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    pool.install(|| {
-        for &family in Family::all().iter().rev().take(2) {
-            for format in Format::ALL {
-                speed(family, format, inputs, outputs, &rows);
-            }
+    for &family in Family::all().iter().rev().take(2) {
+        for format in Format::ALL {
+            speed(family, format, inputs, outputs, &rows);
         }
-    });
+    }
 }
 
 fn speed(family: Family, format: Format, inputs: usize, outputs: usize, rows: &[usize]) {

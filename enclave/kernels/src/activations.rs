@@ -1,11 +1,10 @@
 //! What weights are multiplied with.
 
-use rayon::iter::{IndexedParallelIterator, IntoParallelRefMutIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
 use zeroize::Zeroize;
 
 use crate::dispatch::for_each_family;
 use crate::math::largest;
+use crate::team::for_each;
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, Family, LANES, SUPER};
 
@@ -86,13 +85,17 @@ impl Activations {
         let left = blocks % SUPER;
         let floats = &self.floats;
         let row_of = |index: usize, first: usize, count: usize| &floats[index * inputs + first..][..count];
-        let one = |(index, (((codes, sums16), sums32), scale)): (usize, (Parts<'_>, &mut f32))| {
-            let floats = row_of(index % rows, index / rows * SUPER_INPUTS, SUPER_INPUTS);
-            quantise_super(family, floats, codes, scale, sums16, sums32);
-        };
-        let parts = codes.par_chunks_exact_mut(SUPER_INPUTS).zip(sums16.par_chunks_exact_mut(2 * SUPER));
-        let parts = parts.zip(sums32.par_chunks_exact_mut(SUPER)).zip(scales.par_iter_mut()).enumerate();
-        parts.with_min_len(SUPERS_OF_A_TASK).for_each(one);
+        let parts = codes.chunks_mut(SUPERS_OF_A_TASK * SUPER_INPUTS).zip(scales.chunks_mut(SUPERS_OF_A_TASK));
+        let sums = sums16.chunks_mut(SUPERS_OF_A_TASK * 2 * SUPER).zip(sums32.chunks_mut(SUPERS_OF_A_TASK * SUPER));
+        let mut tasks: Vec<_> = parts.zip(sums).enumerate().collect();
+        for_each(&mut tasks, |(task, ((codes, scales), (sums16, sums32)))| {
+            let parts = codes.chunks_exact_mut(SUPER_INPUTS).zip(scales.iter_mut());
+            let sums = sums16.chunks_exact_mut(2 * SUPER).zip(sums32.chunks_exact_mut(SUPER));
+            for (index, ((codes, scale), (sums16, sums32))) in (*task * SUPERS_OF_A_TASK..).zip(parts.zip(sums)) {
+                let floats = row_of(index % rows, index / rows * SUPER_INPUTS, SUPER_INPUTS);
+                quantise_super(family, floats, codes, scale, sums16, sums32);
+            }
+        });
         if left > 0 {
             let parts = codes_left.chunks_exact_mut(left * BLOCK_INPUTS).zip(sums16_left.chunks_exact_mut(2 * left));
             let parts = parts.zip(sums32_left.chunks_exact_mut(left)).zip(scales_left).enumerate();
@@ -108,9 +111,6 @@ impl Activations {
         View { rows: *rows, inputs: *inputs, floats, codes, scales, sums16, sums32 }
     }
 }
-
-/// Where codes and their sums go.
-type Parts<'a> = ((&'a mut [i8], &'a mut [i16]), &'a mut [i16]);
 
 /// The parts, as the products read them.
 #[derive(Clone, Copy)]

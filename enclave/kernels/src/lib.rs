@@ -22,6 +22,7 @@ mod packed;
 mod plain;
 mod product;
 mod store;
+mod team;
 mod vector;
 
 #[cfg(target_arch = "x86_64")]
@@ -40,6 +41,7 @@ pub use math::{add, rms_norm, swiglu};
 pub use packed::{PackError, Packed};
 pub use product::{Product, multiply};
 pub use store::Room;
+pub use team::{Team, for_each, threads};
 
 /// Instructions that the kernels are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

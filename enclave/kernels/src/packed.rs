@@ -1,12 +1,10 @@
 //! A matrix of weights, packed.
 
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::{ParallelSlice, ParallelSliceMut};
-
 use crate::LANES;
 use crate::format::Format;
 use crate::pack::{pack_tile, unpack_row};
 use crate::store::{LINE, Room, Store};
+use crate::team::for_each;
 
 /// A matrix of weights (outputs, inputs) in tiles, held once. See [`Format`] for how it lies.
 pub struct Packed {
@@ -81,8 +79,9 @@ impl Packed {
         if !rows.len().is_multiple_of(row_bytes) || rows.len() > expected || !first.is_multiple_of(LANES) {
             return Err(PackError::Bytes { expected, found: rows.len() });
         }
-        let tiles = self.store.bytes_mut().par_chunks_exact_mut(format.tile_bytes(inputs)).skip(first / LANES);
-        tiles.zip(rows.par_chunks(row_bytes * LANES)).for_each(|(tile, rows)| pack_tile(format, rows, inputs, tile));
+        let tiles = self.store.bytes_mut().chunks_exact_mut(format.tile_bytes(inputs)).skip(first / LANES);
+        let mut tiles: Vec<(&mut [u8], &[u8])> = tiles.zip(rows.chunks(row_bytes * LANES)).collect();
+        for_each(&mut tiles, |(tile, rows)| pack_tile(format, rows, inputs, tile));
         Ok(())
     }
 

@@ -5,7 +5,6 @@ mod rows;
 mod wide;
 
 use block::block;
-use rayon::iter::{IndexedParallelIterator, IntoParallelRefIterator, ParallelIterator};
 use wide::{Area, Scratch};
 use zeroize::Zeroize;
 
@@ -13,6 +12,7 @@ use crate::Family;
 use crate::activations::{Activations, View};
 use crate::format::Format;
 use crate::packed::Packed;
+use crate::team::{for_each, threads};
 
 /// One matrix, and where its results go: rows of as many elements as the matrix has outputs.
 pub struct Product<'a> {
@@ -22,7 +22,7 @@ pub struct Product<'a> {
     pub out: &'a mut [f32],
 }
 
-/// Multiplies the same activations with several matrices, divided among the threads of the current rayon pool.
+/// Multiplies the same activations with several matrices, divided among the threads of the [team](crate::Team) that runs this.
 ///
 /// Each element of a result is computed in one order that only the format decides: it does not depend on the family, on the number
 /// of rows or on the threads. Activations must be [quantised](Activations::quantise) if any of the formats is.
@@ -45,7 +45,7 @@ pub fn multiply(family: Family, activations: &Activations, products: &mut [Produ
             Job::new(&view, weights, out)
         })
         .collect();
-    let threads = rayon::current_num_threads();
+    let threads = threads();
     if threads == 1 || work * view.rows < WORK_FOR_THREADS {
         for job in &jobs {
             job.run(family, 0, job.tiles);
@@ -54,9 +54,9 @@ pub fn multiply(family: Family, activations: &Activations, products: &mut [Produ
     }
     let tiles: usize = jobs.iter().map(|job| job.tiles).sum();
     let together = tiles.div_ceil(threads * TASKS_OF_A_THREAD).next_multiple_of(2);
-    let tasks: Vec<(&Job, usize)> =
+    let mut tasks: Vec<(&Job, usize)> =
         jobs.iter().flat_map(|job| (0..job.tiles).step_by(together).map(move |first| (job, first))).collect();
-    tasks.par_iter().with_max_len(1).for_each(|(job, first)| job.run(family, *first, job.tiles.min(first + together)));
+    for_each(&mut tasks, |(job, first)| job.run(family, *first, job.tiles.min(*first + together)));
 }
 
 /// A matrix and what it is multiplied with, as the kernels read them.

@@ -212,8 +212,8 @@ fn threads_change_no_bit() {
     let packed = Packed::pack(Format::Q4K, 1000, 512, &tensor(Format::Q4K, 1000, 512, &mut random)).unwrap();
     let rows = random.floats(200 * 512);
     let on = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| bits(&product(Family::best(), &packed, &rows)))
+        let team = kernels::Team::new(threads).unwrap();
+        team.run(|| bits(&product(Family::best(), &packed, &rows)))
     };
     assert!(on(1) == on(3));
 }

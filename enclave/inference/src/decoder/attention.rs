@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use kernels::{Attention, BLOCK, Family, KvPage, KvShape};
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use kernels::{Attention, BLOCK, Family, KvPage, KvShape, for_each};
 use zeroize::Zeroizing;
 
 /// The queries of one sequence in a step, and the pages that hold its keys and values, those of the step included.
@@ -37,10 +36,14 @@ impl Heads<'_> {
             for start in (0..sequence.count).step_by(ROWS_OF_A_TASK) {
                 let count = ROWS_OF_A_TASK.min(sequence.count - start);
                 work += (sequence.first + start + count) * count * row_width;
-                tasks.extend((0..self.shape.kv_heads).map(|kv_head| (sequence, start, count, kv_head)));
+                let attended = Zeroizing::new(Vec::new());
+                tasks.extend(
+                    (0..self.shape.kv_heads).map(|kv_head| (sequence, start, count, kv_head, attended.clone())),
+                );
             }
         }
-        let run = |&(sequence, start, count, kv_head): &(&Attended<'_>, usize, usize, usize)| {
+        let run = |(sequence, start, count, kv_head, attended): &mut Task<'_>| {
+            let (start, count, kv_head) = (*start, *count, *kv_head);
             let mut gathered = Zeroizing::new(Vec::with_capacity(count * width));
             let rows = queries.chunks_exact(row_width).skip(sequence.row + start).take(count);
             rows.for_each(|row| gathered.extend(row.chunks_exact(width).skip(kv_head).take(1).flatten()));
@@ -48,21 +51,26 @@ impl Heads<'_> {
                 (0..count).flat_map(|row| [sequence.first + start + row + 1].repeat(self.group)).collect();
             let needed = lengths.last().map_or(0, |length| length.div_ceil(BLOCK));
             let pages: Vec<&[u8]> = sequence.pages.iter().take(needed).map(|page| page.bytes()).collect();
-            let mut attended = Zeroizing::new(vec![0.0; count * width]);
+            *attended = Zeroizing::new(vec![0.0; count * width]);
             let attention = Attention { shape: self.shape, layer: self.layer, kv_head, pages: &pages };
-            attention.attend(self.family, &gathered, &lengths, &mut attended);
-            attended
+            attention.attend(self.family, &gathered, &lengths, attended);
         };
-        let results: Vec<Zeroizing<Vec<f32>>> =
-            if work < WORK_FOR_THREADS { tasks.iter().map(run).collect() } else { tasks.par_iter().map(run).collect() };
-        for (&(sequence, start, count, kv_head), attended) in tasks.iter().zip(&results) {
-            let rows = out.chunks_exact_mut(row_width).skip(sequence.row + start).take(count);
+        if work < WORK_FOR_THREADS {
+            tasks.iter_mut().for_each(run);
+        } else {
+            for_each(&mut tasks, run);
+        }
+        for (sequence, start, count, kv_head, attended) in &tasks {
+            let rows = out.chunks_exact_mut(row_width).skip(sequence.row + start).take(*count);
             for (row, attended) in rows.zip(attended.chunks_exact(width)) {
-                row.chunks_exact_mut(width).skip(kv_head).take(1).for_each(|place| place.copy_from_slice(attended));
+                row.chunks_exact_mut(width).skip(*kv_head).take(1).for_each(|place| place.copy_from_slice(attended));
             }
         }
     }
 }
+
+/// Rows of a sequence, the first and how many; a head of keys and values; and what they attend to.
+type Task<'a> = (&'a Attended<'a>, usize, usize, usize, Zeroizing<Vec<f32>>);
 
 /// Rows that share a pass over the pages: as many as make reading them cheap, few enough to divide a prompt's chunk.
 const ROWS_OF_A_TASK: usize = 32;

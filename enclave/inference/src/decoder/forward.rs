@@ -1,8 +1,6 @@
 //! From tokens to logits: one step, of all sequences that take part in it.
 
-use kernels::{Activations, BLOCK, Family, Product, add, multiply, rms_norm, swiglu, write_kv};
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
+use kernels::{Activations, BLOCK, Family, Product, add, for_each, multiply, rms_norm, swiglu, write_kv};
 use zeroize::Zeroizing;
 
 use super::attention::{Attended, Heads};
@@ -170,8 +168,9 @@ impl Decoder {
         if rows < ROWS_FOR_THREADS {
             swiglu(self.family, gates, up);
         } else {
-            let rows = gates.par_chunks_exact_mut(inner).zip(up.par_chunks_exact_mut(inner));
-            rows.with_min_len(ROWS_FOR_THREADS / 4).for_each(|(gates, up)| swiglu(self.family, gates, up));
+            let length = ROWS_OF_A_TASK * inner;
+            let mut tasks: Vec<_> = gates.chunks_mut(length).zip(up.chunks(length)).collect();
+            for_each(&mut tasks, |(gates, up)| swiglu(self.family, gates, up));
         }
         gate.quantise(self.family);
         resize(product, rows * width);
@@ -226,10 +225,14 @@ fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + S
     if rows.len() / width < ROWS_FOR_THREADS {
         rows.chunks_exact_mut(width).enumerate().for_each(|(row, elements)| work(row, elements));
     } else {
-        let rows = rows.par_chunks_exact_mut(width).enumerate();
-        rows.with_min_len(ROWS_FOR_THREADS / 4).for_each(|(row, elements)| work(row, elements));
+        let mut tasks: Vec<_> = rows.chunks_mut(ROWS_OF_A_TASK * width).enumerate().collect();
+        for_each(&mut tasks, |(task, rows)| {
+            let first = *task * ROWS_OF_A_TASK;
+            rows.chunks_exact_mut(width).enumerate().for_each(|(row, elements)| work(first + row, elements));
+        });
     }
 }
 
 /// Rows from which handing some to other threads costs less than it saves.
 const ROWS_FOR_THREADS: usize = 16;
+const ROWS_OF_A_TASK: usize = 4;

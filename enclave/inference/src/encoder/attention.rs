@@ -1,7 +1,6 @@
 //! Attention of every token of a text to all of them.
 
-use kernels::{Attention, BLOCK, Family, KvElement, KvPage, KvShape, write_kv};
-use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+use kernels::{Attention, BLOCK, Family, KvElement, KvPage, KvShape, for_each, write_kv};
 use zeroize::Zeroizing;
 
 /// Queries (scaled), keys and values of a group of texts: rows of all heads, one after the other.
@@ -21,18 +20,23 @@ impl Heads<'_> {
         let mut tasks = Vec::with_capacity(lengths.len() * self.heads);
         let (mut first, mut work) = (0, 0);
         for &count in lengths {
-            tasks.extend((0..self.heads).map(|head| (first, count, head)));
+            tasks.extend((0..self.heads).map(|head| (first, count, head, Zeroizing::new(Vec::new()))));
             first += count;
             work += count * count * row_width;
         }
-        let run = |&(first, count, head): &(usize, usize, usize)| self.head(first, count, head);
-        let results: Vec<Zeroizing<Vec<f32>>> =
-            if work < WORK_FOR_THREADS { tasks.iter().map(run).collect() } else { tasks.par_iter().map(run).collect() };
-        for (&(first, count, head), attended) in tasks.iter().zip(&results) {
-            let rows = out.chunks_exact_mut(row_width).skip(first).take(count);
+        let run = |(first, count, head, attended): &mut (usize, usize, usize, Zeroizing<Vec<f32>>)| {
+            *attended = self.head(*first, *count, *head);
+        };
+        if work < WORK_FOR_THREADS {
+            tasks.iter_mut().for_each(run);
+        } else {
+            for_each(&mut tasks, run);
+        }
+        for (first, count, head, attended) in &tasks {
+            let rows = out.chunks_exact_mut(row_width).skip(*first).take(*count);
             for (row, attended) in rows.zip(attended.chunks_exact(self.head_width)) {
                 row.chunks_exact_mut(self.head_width)
-                    .skip(head)
+                    .skip(*head)
                     .take(1)
                     .for_each(|place| place.copy_from_slice(attended));
             }

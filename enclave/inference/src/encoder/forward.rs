@@ -1,9 +1,7 @@
 //! From tokens to states: all texts of a group together, each as if it were alone.
 
-use kernels::{Activations, Family, Product, add, gelu, layer_norm, multiply};
+use kernels::{Activations, Family, Product, add, for_each, gelu, layer_norm, multiply};
 use model_header::EncoderConfig;
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
 use zeroize::Zeroizing;
 
 use super::attention::Heads;
@@ -143,13 +141,15 @@ fn resize(buffer: &mut Zeroizing<Vec<f32>>, length: usize) {
 }
 
 /// Works on each row, on several threads if there are many.
-fn each_row(rows: &mut [f32], width: usize, work: impl Fn(&mut [f32]) + Send + Sync) {
+fn each_row(rows: &mut [f32], width: usize, work: impl Fn(&mut [f32]) + Sync) {
     if rows.len() / width < ROWS_FOR_THREADS {
         rows.chunks_exact_mut(width).for_each(work);
     } else {
-        rows.par_chunks_exact_mut(width).with_min_len(ROWS_FOR_THREADS / 4).for_each(work);
+        let mut tasks: Vec<&mut [f32]> = rows.chunks_mut(ROWS_OF_A_TASK * width).collect();
+        for_each(&mut tasks, |rows| rows.chunks_exact_mut(width).for_each(&work));
     }
 }
 
 /// Rows from which handing some to other threads costs less than it saves.
 const ROWS_FOR_THREADS: usize = 16;
+const ROWS_OF_A_TASK: usize = 4;
