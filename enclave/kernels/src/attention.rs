@@ -1,12 +1,14 @@
 //! Attention over a paged KV cache.
 
+use std::ptr::null;
+
 use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::dispatch::for_each_family;
 use crate::math::{exp, largest, total};
-use crate::store::Store;
+use crate::store::{LINE, Store};
 use crate::vector::Vector;
 use crate::{Family, LANES};
 
@@ -186,7 +188,12 @@ impl Attention<'_> {
         for (index, page) in self.pages.iter().enumerate() {
             let head = &page[offset..][..self.shape.head_bytes()];
             let (keys, values) = head.split_at(BLOCK * width * self.shape.element.bytes());
-            let next = self.pages.get(index + 1).map_or(&[][..], |page| &page[offset..]);
+            // After the last page, a thread goes on with the first one of the next head.
+            let next = match self.pages.get(index + 1) {
+                Some(page) => &page[offset..],
+                None => &self.pages[0][offset + self.shape.head_bytes()..],
+            };
+            let next = if next.is_empty() { null() } else { next.as_ptr() };
             let block = Block { keys, values, next, first: index * BLOCK, width, padded };
             match self.shape.element {
                 KvElement::F32 => block_f32(family, &block, queries, lengths, &mut states, &mut sums),
@@ -212,8 +219,8 @@ struct State {
 struct Block<'a> {
     keys: &'a [u8],
     values: &'a [u8],
-    /// What comes after it.
-    next: &'a [u8],
+    /// What is read after it, and lies alike; null if nothing is.
+    next: *const u8,
     first: usize,
     width: usize,
     padded: usize,
@@ -259,12 +266,7 @@ unsafe fn over_block<V: Vector, const F16: bool>(
     states: &mut [State],
     sums: &mut [f32],
 ) {
-    let Block { width, padded, .. } = *block;
-    // The processor's own prefetching does not know which page comes next.
-    for line in block.next.chunks(64).take(LINES_AHEAD) {
-        // SAFETY: a prefetch may ask for any address.
-        unsafe { V::prefetch(line.as_ptr()) };
-    }
+    let Block { width, padded, mut next, .. } = *block;
     let mut row = 0;
     while row < lengths.len() {
         let rows = ROWS.min(lengths.len() - row);
@@ -276,12 +278,13 @@ unsafe fn over_block<V: Vector, const F16: bool>(
             // SAFETY: as the caller's, with as many rows as there are lengths.
             unsafe {
                 match rows {
-                    1 => rows_over_block::<V, F16, 1>(block, queries, lengths, states, sums),
-                    2 => rows_over_block::<V, F16, 2>(block, queries, lengths, states, sums),
-                    3 => rows_over_block::<V, F16, 3>(block, queries, lengths, states, sums),
-                    _ => rows_over_block::<V, F16, 4>(block, queries, lengths, states, sums),
+                    1 => rows_over_block::<V, F16, 1>(block, next, queries, lengths, states, sums),
+                    2 => rows_over_block::<V, F16, 2>(block, next, queries, lengths, states, sums),
+                    3 => rows_over_block::<V, F16, 3>(block, next, queries, lengths, states, sums),
+                    _ => rows_over_block::<V, F16, 4>(block, next, queries, lengths, states, sums),
                 }
             }
+            next = null();
         }
         row += rows;
     }
@@ -290,12 +293,14 @@ unsafe fn over_block<V: Vector, const F16: bool>(
 #[inline(always)]
 unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
     block: &Block<'_>,
+    next: *const u8,
     queries: &[f32],
     lengths: &[usize],
     states: &mut [State],
     sums: &mut [f32],
 ) {
     let Block { keys, values, first, width, padded, .. } = *block;
+    let next_values = if next.is_null() { next } else { next.wrapping_add(keys.len()) };
     let size = if F16 { 2 } else { 4 };
     let mut weights = [[0.0_f32; BLOCK]; M];
     let mut counts = [0; M];
@@ -304,6 +309,7 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
     unsafe {
         products::<V, F16, M, 4>(
             keys.as_ptr(),
+            next,
             width * LANES * size,
             width,
             queries.as_ptr(),
@@ -351,21 +357,22 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
         let stride = BLOCK * LANES * size;
         while chunk < padded / LANES {
             let (at, out) = (values.as_ptr().add(chunk * stride), sums.as_mut_ptr().add(chunk * LANES));
+            let next = if next.is_null() { next } else { next_values.wrapping_add(chunk * stride) };
             let left = padded / LANES - chunk;
             let weights = weights.as_flattened().as_ptr();
             // What only some of the rows see is added row by row: a value that is no number must not reach those that do not.
             if left >= 4 {
-                products::<V, F16, M, 4>(at, stride, least, weights, BLOCK, out, padded, true);
+                products::<V, F16, M, 4>(at, next, stride, least, weights, BLOCK, out, padded, true);
             } else {
-                products::<V, F16, M, 1>(at, stride, least, weights, BLOCK, out, padded, true);
+                products::<V, F16, M, 1>(at, next, stride, least, weights, BLOCK, out, padded, true);
             }
             for row in 0..M {
                 let (at, more) = (at.add(least * LANES * size), counts[row] - least);
                 let (weights, out) = (weights.add(row * BLOCK + least), out.add(row * padded));
                 if more > 0 && left >= 4 {
-                    products::<V, F16, 1, 4>(at, stride, more, weights, BLOCK, out, padded, true);
+                    products::<V, F16, 1, 4>(at, null(), stride, more, weights, BLOCK, out, padded, true);
                 } else if more > 0 {
-                    products::<V, F16, 1, 1>(at, stride, more, weights, BLOCK, out, padded, true);
+                    products::<V, F16, 1, 1>(at, null(), stride, more, weights, BLOCK, out, padded, true);
                 }
             }
             chunk += if left >= 4 { 4 } else { 1 };
@@ -373,7 +380,8 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
     }
 }
 
-/// `M` rows times `N` tiles of 16 columns: `out = rows * tiles`, or added to what is there.
+/// `M` rows times `N` tiles of 16 columns: `out = rows * tiles`, or added to what is there. Meanwhile it asks for as much from `next`
+/// on, unless that is null: the processor does not know which page comes next, and sees no stream in tiles.
 ///
 /// # Safety
 /// Each tile has `count` times 16 elements, each row `count`; each row of `out` has `N` times 16.
@@ -381,6 +389,7 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
 #[expect(clippy::too_many_arguments, reason = "two matrices and a third, each with its stride")]
 unsafe fn products<V: Vector, const F16: bool, const M: usize, const N: usize>(
     tiles: *const u8,
+    next: *const u8,
     tile_stride: usize,
     count: usize,
     rows: *const f32,
@@ -399,7 +408,13 @@ unsafe fn products<V: Vector, const F16: bool, const M: usize, const N: usize>(
                 }
             }
         }
+        let bytes = N * LANES * if F16 { 2 } else { 4 };
         for index in 0..count {
+            if !next.is_null() {
+                for line in 0..bytes / LINE {
+                    V::prefetch(next.wrapping_add(index * bytes + line * LINE));
+                }
+            }
             let mut lanes = [V::splat(0.0); N];
             for tile in 0..N {
                 let at = tiles.add(tile * tile_stride);
@@ -428,5 +443,3 @@ unsafe fn products<V: Vector, const F16: bool, const M: usize, const N: usize>(
 const LARGEST: f32 = 65504.0;
 /// Queries that share what is read.
 const ROWS: usize = 4;
-/// Lines of the next page that are asked for while this one is read; after so many the processor has seen that there is a stream.
-const LINES_AHEAD: usize = 32;
