@@ -8,11 +8,13 @@ mod schema;
 mod vocabulary;
 mod watch;
 
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
+use llguidance::earley::CGrammar;
 use llguidance::toktrie::{InferenceCapabilities, SimpleVob};
 use llguidance::{CancellationHandle, Logger, TokenParser};
 use thiserror::Error;
@@ -57,7 +59,9 @@ pub enum ConstraintError {
     #[error("the schema cannot be satisfied")]
     Unsatisfiable,
     /// The grammar is malformed.
-    #[error("the grammar is malformed, or names what is not supported (%json, %lark, %llguidance, special tokens)")]
+    #[error(
+        "the grammar is malformed, or names what is not supported (%json, %lark, %llguidance, special tokens, parameters, capture, stop)"
+    )]
     Grammar,
     /// More work than a form may cost, when it is read or for a token.
     #[error("the schema or grammar is too complex, or allows too much at once; a simpler one is expected")]
@@ -90,7 +94,7 @@ impl Course {
             Form::Grammar(text) => {
                 let text = short(text, MAX_GRAMMAR_BYTES)?;
                 // A schema in a grammar would not be checked as one that stands alone.
-                if REFUSED_DIRECTIVES.iter().any(|directive| text.contains(directive)) {
+                if has_parameter(text) || REFUSED_DIRECTIVES.iter().any(|directive| text.contains(directive)) {
                     return Err(ConstraintError::Grammar);
                 }
                 TopLevelGrammar::from_lark(text.to_owned())
@@ -139,8 +143,14 @@ impl Course {
     fn guarded<T>(&mut self, work: impl FnOnce(&mut TokenParser) -> Option<T>) -> Result<T, ConstraintError> {
         let made = self.made();
         let Self { parser, handle, vocabulary, .. } = self;
-        let done =
-            vocabulary.watch().limit(handle, LONGEST, || guarded(|| work(parser).ok_or(ConstraintError::Failed)));
+        let done = vocabulary.watch().limit(handle, LONGEST, || {
+            guarded(|| {
+                let done = work(parser).ok_or(ConstraintError::Failed)?;
+                // A state of the lexer is as large as there are lexemes in it, which no limit of the library's counts.
+                let is_large = parser.parser.lexer_stats().num_bytes > MAX_LEXER_BYTES;
+                if is_large { Err(ConstraintError::TooComplex) } else { Ok(done) }
+            })
+        });
         let Some(left) = self.work_left.checked_sub(self.made().saturating_sub(made)) else {
             return Err(ConstraintError::TooComplex);
         };
@@ -156,15 +166,39 @@ impl Course {
 }
 
 fn compile(vocabulary: &Vocabulary, grammar: TopLevelGrammar, is_schema: bool) -> Result<TokenParser, ConstraintError> {
-    let init = llguidance::api::GrammarInit::Serialized(grammar);
+    let init = GrammarInit::Serialized(grammar);
     // No logs: they would quote the form and the answer.
     let (logger, able) = (Logger::new(0, 0), InferenceCapabilities::default());
     let parser = vocabulary.factory().create_parser_from_init_ext(init, logger, able, LIMITS);
     let mut parser = parser.map_err(|error| reason(&format!("{error:#}"), is_schema))?;
+    if !is_schema && !is_plain(parser.parser.grammar()) {
+        return Err(ConstraintError::Grammar);
+    }
     parser.start_without_prompt();
     // What can be known now is known before the model works.
     parser.compute_mask().map_err(|_| ConstraintError::TooComplex)?;
     Ok(parser)
+}
+
+/// Whether a grammar keeps no text and takes none back: what is captured is kept again each time that it may end, and `stop` ends a
+/// rule with text that is not part of it, but of the answer.
+fn is_plain(grammar: &CGrammar) -> bool {
+    let (mut seen, mut left) = (HashSet::from([grammar.start()]), vec![grammar.start()]);
+    while let Some(symbol) = left.pop() {
+        let props = &grammar.sym_data(symbol).props;
+        if props.capture_name.is_some() || props.stop_capture_name.is_some() {
+            return false;
+        }
+        let parts = grammar.rules_of(symbol).iter().flat_map(|rule| grammar.rule_rhs(*rule).0);
+        left.extend(parts.filter(|part| seen.insert(**part)));
+    }
+    !grammar.lexer_spec().has_stop
+}
+
+/// Whether a rule has a parameter: `name::_`. A row of the parser may then have as many items as there are numbers of 64 bits, and the
+/// first one is made where nothing can stop it.
+fn has_parameter(grammar: &str) -> bool {
+    grammar.split("::").skip(1).any(|rest| rest.trim_start().starts_with('_'))
 }
 
 /// What the library's message is about. Nothing else of the message leaves here: it quotes the form.
@@ -212,6 +246,8 @@ pub const CONSTRAINT_BYTES: usize = 64 << 20;
 /// Virtual memory, of which a form of the usual kind touches a few pages.
 const STACK_BYTES: usize = 64 << 20;
 const REFUSED_DIRECTIVES: [&str; 3] = ["%json", "%lark", "%llguidance"];
+/// What the library says that its lexer has come to take for one answer.
+const MAX_LEXER_BYTES: usize = 24 << 20;
 /// Items of 24 bytes that the parser may come to hold for one answer.
 const MAX_KEPT: usize = 1 << 20;
 /// Items that it may make for one answer, most of them to try tokens out: so many, and so many more with each token. A row of them takes

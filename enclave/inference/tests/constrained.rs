@@ -286,6 +286,11 @@ fn forms_that_cannot_be_followed_are_refused_by_name_before_any_work() {
         "start: /(/",
         "start: @other",
         "%llguidance {}\nstart: \"a\"",
+        // One of these has more items at its beginning than memory would hold, and the next would keep the square of its text.
+        "start: a::0\na::_: b a::incr(_) | \"x\"\nb: \"\" | \"y\"",
+        "start: a\na[capture]: a \"x\" | \"x\"",
+        "start: a \"!\"\na[stop=/x/]: /[a-z]*/",
+        "start: a \"!\"\na[stop=\"x\", stop_capture=\"y\"]: /[a-z]*/",
     ] {
         assert_eq!(refused(by_grammar(grammar)), Some(ConstraintError::Grammar), "{grammar}");
     }

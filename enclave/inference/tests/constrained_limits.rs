@@ -144,6 +144,13 @@ fn hostile() -> Vec<(&'static str, Form)> {
             format!("start: {}\n", (0..60).map(|at| format!("T{at}")).collect::<Vec<_>>().join("|"))
                 + &(0..60).map(|at| format!("T{at}: /(a|b)*a(a|b){{{}}}c/\n", 900 + at)).collect::<String>(),
         ),
+        grammar(
+            "many lexemes in many states",
+            format!(
+                "start: {}|/[abqx]*[ab][abqx]{{14}}E/|/[abqx]*[aq][abqx]{{14}}E/\n",
+                (0..1_900).map(|at| format!("/[abqx]*E{at:x}/")).collect::<Vec<_>>().join("|")
+            ),
+        ),
         grammar("everything again and again", "start: e\ne: e e | \"a\" | \"b\"\n".into()),
         grammar("everything at once", "start: e\ne: e e | \"a\" | \"a\" e | e \"a\" | e \"b\" e | \"\"\n".into()),
         grammar(
@@ -168,7 +175,7 @@ fn measure(index: usize) {
     let run = |form: Option<Form>| {
         let sampling = Sampling {
             temperature: 2.0,
-            logit_bias: vec![(2, -99.0), (4 + 0x61, 4.0), (4 + 0x62, 4.0), (4 + 0x22, -9.0)],
+            logit_bias: vec![(2, -99.0), (4 + 0x61, 4.0), (4 + 0x62, 4.0), (4 + 0x22, -9.0), (4 + 0x45, -99.0)],
             form,
             ..Sampling::greedy()
         };
