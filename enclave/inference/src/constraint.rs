@@ -116,6 +116,10 @@ impl Course {
         let (mut allowed, complete) =
             self.guarded(|parser| Some((parser.compute_mask().ok()?, parser.is_accepting())))?;
         self.vocabulary.keep_ordinary(&mut allowed, complete);
+        if allowed.is_zero() {
+            // A grammar that names a control token by its number. (The model is not at fault.)
+            return Err(ConstraintError::Grammar);
+        }
         remove(logits, &allowed);
         Ok(())
     }
