@@ -6,7 +6,9 @@
 
 mod bpe;
 mod finder;
+mod merging;
 mod spm;
+mod texts;
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,11 +20,12 @@ use crate::gguf::{GgufError, Header, Value};
 use bpe::Bpe;
 use finder::Finder;
 use spm::Spm;
+use texts::Texts;
 
 /// Vocabulary, and what its special tokens mean.
 pub(crate) struct Tokenizer {
     encoder: Encoder,
-    texts: Vec<Box<str>>,
+    texts: Texts,
     kinds: Vec<Kind>,
     control: Finder,
     user_defined: Finder,
@@ -110,7 +113,7 @@ pub enum TokenizerError {
 impl Tokenizer {
     pub(crate) fn load(header: &Header<'_>) -> Result<Self, TokenizerError> {
         let tokens = header.optional_array(TOKENS)?.ok_or_else(|| GgufError::Missing(TOKENS.to_owned()))?;
-        let texts: Vec<Box<str>> = tokens.texts().ok_or_else(|| texts_expected(TOKENS))?.map(Box::from).collect();
+        let texts = Texts::read(&tokens)?.ok_or_else(|| texts_expected(TOKENS))?;
         let mut kinds = kinds(header, texts.len())?;
         let special = |key| special(header, key, texts.len());
 
@@ -128,13 +131,13 @@ impl Tokenizer {
             return Err(TokenizerError::Special);
         }
         for (text, kind) in texts.iter().zip(&mut kinds).filter(|(_, kind)| **kind == Kind::UserDefined) {
-            let is_mark = text.len() > 1 && (END_TEXTS.contains(&text.as_ref()) || template.contains(text.as_ref()));
-            if is_mark && !TAGS.contains(&text.as_ref()) {
+            let is_mark = text.len() > 1 && (END_TEXTS.contains(&text) || template.contains(text));
+            if is_mark && !TAGS.contains(&text) {
                 *kind = Kind::Control;
             }
         }
         for (id, (text, kind)) in (0..).zip(texts.iter().zip(&kinds)) {
-            if *kind == Kind::Control && END_TEXTS.contains(&text.as_ref()) {
+            if *kind == Kind::Control && END_TEXTS.contains(&text) {
                 ends.insert(id);
             }
         }
@@ -151,7 +154,7 @@ impl Tokenizer {
         let model = header.text("tokenizer.ggml.model")?;
         let (encoder, adds_begin) = match model {
             "gpt2" => {
-                let (bpe, adds_begin) = Bpe::load(header, &ordinary(&texts, &kinds))?;
+                let (bpe, adds_begin) = Bpe::load(header, &texts, &kinds)?;
                 (Encoder::Bpe(Box::new(bpe)), adds_begin)
             }
             "llama" => (Encoder::Spm(Box::new(Spm::load(header, &texts, &kinds)?)), true),
@@ -159,7 +162,7 @@ impl Tokenizer {
         };
         let of_kind = |wanted| {
             let tokens = (0..).zip(texts.iter().zip(&kinds)).filter(move |(_, (_, kind))| **kind == wanted);
-            tokens.map(|(id, (text, _))| (id, text.as_ref()))
+            tokens.map(|(id, (text, _))| (id, text))
         };
         // A control token of a single character could not be told from that character in a user's text.
         let control: Vec<(u32, &str)> =
@@ -183,7 +186,7 @@ impl Tokenizer {
             add_begin: header.optional_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds_begin),
             end,
             ends,
-            longest: texts.iter().map(|text| text.len()).max().unwrap_or(1),
+            longest: texts.iter().map(str::len).max().unwrap_or(1),
             texts,
             kinds,
         })
@@ -313,8 +316,8 @@ impl Tokenizer {
                 }
                 finder::Part::Between(text) => {
                     match &self.encoder {
-                        Encoder::Bpe(bpe) => bpe.encode(text, tokens)?,
-                        Encoder::Spm(spm) => spm.encode(text, *after_special, tokens),
+                        Encoder::Bpe(bpe) => bpe.encode(&self.texts, text, tokens)?,
+                        Encoder::Spm(spm) => spm.encode(&self.texts, text, *after_special, tokens)?,
                     }
                     *after_special = false;
                 }
@@ -338,7 +341,7 @@ impl Tokenizer {
 
     /// How the vocabulary spells a token.
     pub(crate) fn text(&self, id: u32) -> Option<&str> {
-        self.texts.get(usize::try_from(id).ok()?).map(AsRef::as_ref)
+        self.texts.get(id)
     }
 }
 
@@ -349,12 +352,6 @@ fn are_apart(one: &str, other: &str) -> bool {
         left.char_indices().any(|(at, _)| left.get(at..).is_some_and(|end| right.starts_with(end)))
     };
     !one.contains(other) && !other.contains(one) && !overlap(one, other) && !overlap(other, one)
-}
-
-/// Tokens that ordinary text may be made of.
-fn ordinary<'a>(texts: &'a [Box<str>], kinds: &[Kind]) -> Vec<(u32, &'a str)> {
-    let all = (0..).zip(texts.iter().zip(kinds));
-    all.filter(|(_, (_, kind))| **kind != Kind::Control).map(|(id, (text, _))| (id, text.as_ref())).collect()
 }
 
 fn kinds(header: &Header<'_>, tokens: usize) -> Result<Vec<Kind>, TokenizerError> {

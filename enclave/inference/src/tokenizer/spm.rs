@@ -1,64 +1,41 @@
 //! SentencePiece BPE as Llama 2 and Mistral have it (`tokenizer.ggml.model` = `llama`): of all neighbours that make a
 //! token, those with the highest score are joined first (`llm_tokenizer_spm`, llama-vocab.cpp).
 
-use std::cmp::Ordering;
-use std::collections::{BinaryHeap, HashMap};
-
 use zeroize::Zeroizing;
 
+use super::merging::merge;
+use super::texts::{Index, Texts};
 use super::{Kind, TokenizerError};
 use crate::gguf::{GgufError, Header, Value};
 
 pub(super) struct Spm {
-    /// Token and score of each text that ordinary text may be made of.
-    tokens: HashMap<Box<str>, (u32, f64)>,
+    /// Of the tokens that ordinary text may be made of.
+    index: Index,
+    /// The place of each token's score among all scores, from the highest on.
+    ranks: Vec<u32>,
     bytes: Vec<u32>,
     space_in_front: bool,
 }
 
-/// Two neighbours that make a token.
-struct Pair {
-    score: f64,
-    left: usize,
-    right: usize,
-    /// Length of both together: a pair whose halves have grown since is out of date.
-    length: usize,
-}
-
-/// A part of the text, chained to its neighbours. One of length 0 has been joined to its left neighbour.
-struct Symbol {
-    start: usize,
-    length: usize,
-    previous: Option<usize>,
-    next: Option<usize>,
-}
-
 impl Spm {
-    pub(super) fn load(header: &Header<'_>, texts: &[Box<str>], kinds: &[Kind]) -> Result<Self, TokenizerError> {
+    pub(super) fn load(header: &Header<'_>, texts: &Texts, kinds: &[Kind]) -> Result<Self, TokenizerError> {
         let scores = header.optional_array(SCORES)?.ok_or_else(|| GgufError::Missing(SCORES.to_owned()))?;
         if scores.len() != texts.len() {
             return Err(TokenizerError::Length { key: SCORES, tokens: texts.len(), length: scores.len() });
         }
         let scores = scores.values().map(|value| if let Value::Float(score) = value { score } else { f64::MIN });
-        let mut tokens = HashMap::new();
         let mut bytes = vec![None; 256];
-        for (id, ((text, kind), score)) in (0..).zip(texts.iter().zip(kinds).zip(scores)) {
-            match kind {
-                Kind::Byte => {
-                    if let Some(place) = byte_of(text).and_then(|byte| bytes.get_mut(usize::from(byte))) {
-                        *place = Some(id);
-                    }
-                }
-                Kind::Control => {}
-                Kind::Normal | Kind::UserDefined => {
-                    tokens.insert(text.clone(), (id, score));
-                }
+        for (token, (text, _)) in (0..).zip(texts.iter().zip(kinds)).filter(|(_, (_, kind))| **kind == Kind::Byte) {
+            if let Some(place) = byte_of(text).and_then(|byte| bytes.get_mut(usize::from(byte))) {
+                *place = Some(token);
             }
         }
+        let ordinary = (0..).zip(kinds).filter(|(_, kind)| matches!(kind, Kind::Normal | Kind::UserDefined));
         let missing = |byte: usize| TokenizerError::MissingByte(u8::try_from(byte).unwrap_or(u8::MAX));
         let bytes = bytes.into_iter().enumerate().map(|(byte, id)| id.ok_or_else(|| missing(byte)));
         Ok(Self {
-            tokens,
+            index: Index::new(texts, ordinary.map(|(token, _)| token)),
+            ranks: ranks(&scores.collect::<Vec<f64>>()),
             bytes: bytes.collect::<Result<_, _>>()?,
             space_in_front: header.optional_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
         })
@@ -69,68 +46,41 @@ impl Spm {
         self.space_in_front
     }
 
-    pub(super) fn encode(&self, text: &str, after_special: bool, tokens: &mut Vec<u32>) {
+    /// `None` for a text of 4 GiB.
+    pub(super) fn encode(&self, texts: &Texts, text: &str, after_special: bool, tokens: &mut Vec<u32>) -> Option<()> {
         let mut spaced = Zeroizing::new(String::with_capacity(3 * (text.len() + 1)));
         if self.space_in_front && after_special {
             spaced.push(SPACE);
         }
         spaced.extend(text.chars().map(|character| if character == ' ' { SPACE } else { character }));
-        for symbol in self.join(&spaced) {
-            let text = spaced.get(symbol.start..symbol.start + symbol.length).unwrap_or_default();
-            match self.tokens.get(text) {
-                Some((id, _)) => tokens.push(*id),
-                None => tokens.extend(text.bytes().filter_map(|byte| self.bytes.get(usize::from(byte)))),
+        let between = |start: u32, end: u32| spaced.get(start as usize..end as usize).unwrap_or_default();
+        let characters = spaced.chars().map(|character| {
+            let token = self.index.find(texts, character.encode_utf8(&mut [0; 4]));
+            (character.len_utf8(), token.unwrap_or(NONE))
+        });
+        let parts = merge(spaced.chars().count(), characters, |left, right| {
+            let token = self.index.find(texts, between(left.start, right.start + right.length))?;
+            Some((*self.ranks.get(token as usize)?, token))
+        })?;
+        for part in parts.iter() {
+            if part.token == NONE {
+                let bytes = between(part.start, part.start + part.length).bytes();
+                tokens.extend(bytes.filter_map(|byte| self.bytes.get(usize::from(byte))));
+            } else {
+                tokens.push(part.token);
             }
         }
-    }
-
-    fn join(&self, text: &str) -> impl Iterator<Item = Symbol> + use<> {
-        let count = text.chars().count();
-        let mut symbols: Vec<Symbol> = text
-            .char_indices()
-            .enumerate()
-            .map(|(index, (start, character))| Symbol {
-                start,
-                length: character.len_utf8(),
-                previous: index.checked_sub(1),
-                next: Some(index + 1).filter(|&next| next < count),
-            })
-            .collect();
-        let mut pairs: BinaryHeap<Pair> =
-            (1..count).filter_map(|right| self.pair(text, &symbols, right - 1, right)).collect();
-        while let Some(pair) = pairs.pop() {
-            if let Some((previous, next)) = joined(&mut symbols, &pair) {
-                pairs.extend(previous.and_then(|previous| self.pair(text, &symbols, previous, pair.left)));
-                pairs.extend(next.and_then(|next| self.pair(text, &symbols, pair.left, next)));
-            }
-        }
-        symbols.into_iter().filter(|symbol| symbol.length > 0)
-    }
-
-    fn pair(&self, text: &str, symbols: &[Symbol], left: usize, right: usize) -> Option<Pair> {
-        let (first, second) = (symbols.get(left)?, symbols.get(right)?);
-        let length = first.length + second.length;
-        let (_, score) = self.tokens.get(text.get(first.start..first.start + length)?)?;
-        Some(Pair { score: *score, left, right, length })
+        Some(())
     }
 }
 
-/// Joins a pair, unless it is out of date; gives the neighbours.
-fn joined(symbols: &mut [Symbol], pair: &Pair) -> Option<(Option<usize>, Option<usize>)> {
-    let (left, right) = (symbols.get(pair.left)?, symbols.get(pair.right)?);
-    if left.length == 0 || right.length == 0 || left.length + right.length != pair.length {
-        return None;
-    }
-    let (previous, next) = (left.previous, right.next);
-    let right = symbols.get_mut(pair.right)?;
-    right.length = 0;
-    let left = symbols.get_mut(pair.left)?;
-    left.length = pair.length;
-    left.next = next;
-    if let Some(after) = next.and_then(|next| symbols.get_mut(next)) {
-        after.previous = Some(pair.left);
-    }
-    Some((previous, next))
+/// For each score, how many others there are above it.
+fn ranks(scores: &[f64]) -> Vec<u32> {
+    let mut distinct = scores.to_vec();
+    distinct.sort_unstable_by(|one, other| other.total_cmp(one));
+    distinct.dedup_by(|one, other| one.total_cmp(other).is_eq());
+    let above = |score: &f64| distinct.partition_point(|other| other.total_cmp(score).is_gt());
+    scores.iter().map(|score| u32::try_from(above(score)).unwrap_or(u32::MAX)).collect()
 }
 
 /// `<0x0A>` stands for byte 10.
@@ -139,27 +89,18 @@ pub(super) fn byte_of(text: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
 }
 
-impl Ord for Pair {
-    /// The highest score first; of equal ones the leftmost.
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
-    }
-}
-
-impl PartialOrd for Pair {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Pair {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Pair {}
-
 /// "▁", U+2581, is how SentencePiece spells a space.
 pub(super) const SPACE: char = '\u{2581}';
 const SCORES: &str = "tokenizer.ggml.scores";
+/// A character that is no token.
+const NONE: u32 = u32::MAX;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_score_has_the_lowest_rank_and_equal_ones_share_it() {
+        assert_eq!(ranks(&[-2.5, 0.0, -1.0, -2.5, -1.0, f64::MIN]), [2, 0, 1, 2, 1, 3]);
+    }
+}
