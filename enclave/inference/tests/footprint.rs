@@ -43,12 +43,13 @@ fn measure(file: &Path, prompt: usize) {
     let before = resident("VmRSS");
     let model = Model::read(&mut file, bytes, &options).unwrap();
     let peak = resident("VmHWM") - before;
-    let most = plan.bytes_to_load();
+    // No answer is of a given form here.
+    let most = plan.bytes_to_load() - plan.form_bytes as u64;
     println!("load: peak {peak}, planned {most}, file {bytes}");
     assert!(peak <= most + SLACK, "loading took {peak} bytes; the plan says {most}");
     // The file passes through, whatever its size.
     let fixed = (plan.loading_bytes + plan.vocabulary_bytes) as u64 + SLACK;
-    assert!(fixed < 20 << 20, "buffers of {fixed} bytes");
+    assert!(fixed < 32 << 20, "buffers of {fixed} bytes");
     assert!(peak as f64 <= 1.1 * bytes as f64 + fixed as f64, "loading {bytes} bytes took {peak}");
 
     let prompt: Vec<u32> = (0..prompt as u32).map(|index| index % 250 + 4).collect();
@@ -86,6 +87,8 @@ fn loading_and_answering_take_what_the_plan_says_and_no_more() {
         ("dense", wide, 3000),
         ("blocks", Shape { kind: GgmlDType::Q8_0, layers: 10, width: 512, ..wide }, 600),
         // Matrices of a little more than two huge pages: each on pages of its own would take a third more.
+        // As many tokens as Qwen has. Held as text by text, they would take more than the plan says.
+        ("words", Shape { kind: GgmlDType::Q8_0, vocabulary: 151_936, tied: true, ..wide }, 600),
         ("odd", Shape { kind: GgmlDType::Q4K, layers: 8, width: 1024, feed_forward: 7680, ..wide }, 600),
     ] {
         let path = folder.path().join(name);
