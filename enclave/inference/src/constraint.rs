@@ -7,11 +7,12 @@
 mod schema;
 mod vocabulary;
 mod watch;
+mod weight;
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use llguidance::api::{GrammarInit, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::earley::CGrammar;
@@ -83,6 +84,8 @@ pub(crate) struct Course {
     kept: usize,
     /// Items that it may still make.
     work_left: usize,
+    /// Time that it may still take.
+    time_left: Duration,
 }
 
 impl Course {
@@ -94,6 +97,9 @@ impl Course {
             Form::Grammar(text) => {
                 let text = short(text, MAX_GRAMMAR_BYTES)?;
                 // A schema in a grammar would not be checked as one that stands alone.
+                if !weight::has_few_classes(text) {
+                    return Err(ConstraintError::TooComplex);
+                }
                 if has_parameter(text) || REFUSED_DIRECTIVES.iter().any(|directive| text.contains(directive)) {
                     return Err(ConstraintError::Grammar);
                 }
@@ -108,7 +114,14 @@ impl Course {
             thread.map_err(|_| ConstraintError::Failed)?.join().unwrap_or(Err(ConstraintError::Failed))
         })?;
         let handle = parser.enable_cancellation();
-        Ok(Self { parser, handle, vocabulary: Arc::clone(vocabulary), kept: 0, work_left: FREE_WORK })
+        Ok(Self {
+            parser,
+            handle,
+            vocabulary: Arc::clone(vocabulary),
+            kept: 0,
+            work_left: FREE_WORK,
+            time_left: FREE_TIME,
+        })
     }
 
     /// Takes every token away that may not come next; those that end the answer only may where the form is complete.
@@ -146,8 +159,9 @@ impl Course {
 
     fn guarded<T>(&mut self, work: impl FnOnce(&mut TokenParser) -> Option<T>) -> Result<T, ConstraintError> {
         let made = self.made();
-        let Self { parser, handle, vocabulary, .. } = self;
-        let done = vocabulary.watch().limit(handle, LONGEST, || {
+        let begun = Instant::now();
+        let Self { parser, handle, vocabulary, time_left, .. } = self;
+        let done = vocabulary.watch().limit(handle, LONGEST.min(*time_left), || {
             guarded(|| {
                 let done = work(parser).ok_or(ConstraintError::Failed)?;
                 // A state of the lexer is as large as there are lexemes in it, which no limit of the library's counts.
@@ -159,6 +173,7 @@ impl Course {
             return Err(ConstraintError::TooComplex);
         };
         self.work_left = left;
+        self.time_left = (self.time_left + TIME_PER_PIECE).min(FREE_TIME).saturating_sub(begun.elapsed());
         done.map_err(|error| match self.parser.stop_reason() {
             StopReason::LexerTooComplex
             | StopReason::ParserTooComplex
@@ -170,7 +185,16 @@ impl Course {
 }
 
 fn compile(vocabulary: &Vocabulary, grammar: TopLevelGrammar, is_schema: bool) -> Result<TokenParser, ConstraintError> {
-    let init = GrammarInit::Serialized(grammar);
+    let internal = GrammarInit::Serialized(grammar).to_internal(None, LIMITS);
+    let (grammar, lexer) = internal.map_err(|error| reason(&format!("{error:#}"), is_schema))?;
+    // Control tokens, which no form may name.
+    if lexer.special_token_rx.is_some() {
+        return Err(ConstraintError::Grammar);
+    }
+    if !weight::is_light(lexer.regex_builder.exprset()).ok_or(ConstraintError::Failed)? {
+        return Err(ConstraintError::TooComplex);
+    }
+    let init = GrammarInit::Internal(grammar, lexer);
     // No logs: they would quote the form and the answer.
     let (logger, able) = (Logger::new(0, 0), InferenceCapabilities::default());
     let parser = vocabulary.factory().create_parser_from_init_ext(init, logger, able, LIMITS);
@@ -258,8 +282,11 @@ const MAX_KEPT: usize = 1 << 20;
 /// the square of their number.
 const FREE_WORK: usize = 500_000;
 const WORK_PER_TOKEN: usize = 8_000;
-/// A step of the engine, in which others wait, may take so much longer, once.
+/// A piece of work for a token, while which others wait, may take so long; and all pieces of an answer together so long, and so much longer
+/// with each. Of the usual kind one takes less than a millisecond.
 const LONGEST: Duration = Duration::from_millis(100);
+const FREE_TIME: Duration = Duration::from_millis(500);
+const TIME_PER_PIECE: Duration = Duration::from_millis(5);
 const LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2_000,
     // 6 ms ("50k/ms").

@@ -202,7 +202,7 @@ impl Model {
 }
 
 impl<'a> Queued<'a> {
-    /// Blocks until the answer has its place, and until its form, if it is to have one, is ready: that may take a tenth of a second.
+    /// Blocks until the answer has its place, and until its form, if it is to have one, is ready: that may take some tenths of a second.
     /// None if it was cancelled before.
     ///
     /// # Errors
@@ -219,7 +219,10 @@ impl<'a> Queued<'a> {
         if let Some((form, sender)) = form {
             // Not before: what it takes is part of the place.
             let course = Course::new(begun.model.form_vocabulary()?, &form)?;
-            sender.send(course).map_err(|_| GenerateError::Engine)?;
+            if sender.send(course).is_err() {
+                // The engine has given it up meanwhile.
+                return if begun.cancel.is_cancelled() { Ok(None) } else { Err(GenerateError::Engine) };
+            }
         }
         Ok(Some(begun))
     }

@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 
 use zeroize::Zeroizing;
 
+use crate::sample::MAX_STOP_BYTES;
+
 /// A token of an answer, and how likely it was. No `Debug`: it is part of the answer.
 pub struct TokenLogprobs {
     /// The token.
@@ -47,9 +49,10 @@ pub(crate) struct Withheld {
 }
 
 impl Withheld {
-    /// `end`: bytes of text up to the end of this token, held back ones and unfinished characters included.
+    /// `end`: bytes of text up to the end of this token, held back ones and unfinished characters included. Where more tokens wait than a
+    /// stop text can hold back, they have no text, and are not told of.
     pub(crate) fn push(&mut self, end: usize, entry: Option<TokenLogprobs>) {
-        self.entries.extend(entry.map(|entry| (end, entry)));
+        self.entries.extend(entry.filter(|_| self.entries.len() < MAX_WITHHELD).map(|entry| (end, entry)));
     }
 
     /// Those whose text is out when `released` bytes of it are.
@@ -59,6 +62,8 @@ impl Withheld {
     }
 }
 
+/// Twice as many as a stop text has bytes.
+const MAX_WITHHELD: usize = 2 * MAX_STOP_BYTES;
 /// "top_logprobs: An integer between 0 and 20" (OpenAI API reference).
 pub const MAX_TOP_LOGPROBS: usize = 20;
 

@@ -124,6 +124,32 @@ fn hostile() -> Vec<(&'static str, Form)> {
             r#"{"type":"integer","minimum":-9223372036854775808,"maximum":9223372036854775807}"#.into(),
         ),
         schema("large numbers", r#"{"type":"number","minimum":-1e308,"maximum":1e308}"#.into()),
+        schema(
+            "parts that may be missing",
+            format!(r#"{{"type":"string","pattern":"^[a-d]{{60}}{}$"}}"#, "a?".repeat(4_000)),
+        ),
+        schema(
+            "as many as are accepted",
+            format!(r#"{{"type":"string","pattern":"^[ab]{{60}}{}$"}}"#, "a?".repeat(350)),
+        ),
+        schema("letters of any language", format!(r#"{{"type":"string","pattern":"{}"}}"#, r"\\w".repeat(500))),
+        schema(
+            "many kinds of letters",
+            format!(
+                r#"{{"type":"string","pattern":"{}"}}"#,
+                (0..500_u16)
+                    .map(|at| format!(r"[\\pL{}]", char::from_u32(0x2460 + u32::from(at)).unwrap()))
+                    .collect::<String>()
+            ),
+        ),
+        grammar("parts that may be missing, in a grammar", format!("start: /[a-d]{{60}}{}/", "a?".repeat(16_000))),
+        grammar(
+            "parts that may be missing, in pieces",
+            format!("start: {}\n", (0..8).map(|at| format!("T{at}")).collect::<Vec<_>>().join(" "))
+                + &(0..8).map(|at| format!("T{at}: /[ab]{{9}}{}/\n", "a?".repeat(480))).collect::<String>(),
+        ),
+        grammar("letters that may be missing", format!("start: /{}/", r"\pL?".repeat(400))),
+        grammar("what is no letter", format!("start: /(?i){}/", r"\W".repeat(500))),
         grammar("open brackets", format!("start: {}\"a\"{}", "(".repeat(16_000), ")".repeat(16_000))),
         grammar(
             "a chain of rules",

@@ -106,4 +106,4 @@ fn loading_and_answering_take_what_the_plan_says_and_no_more() {
 }
 
 /// What the allocator, stacks and code that runs for the first time may add.
-const SLACK: u64 = 6 << 20;
+const SLACK: u64 = 8 << 20;

@@ -3,12 +3,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::ConstraintError;
+use super::{ConstraintError, weight};
 
 /// Reads and checks a schema.
 pub(super) fn read(text: &str) -> Result<Value, ConstraintError> {
     let mut schema: Value = serde_json::from_str(text).map_err(|_| ConstraintError::NotJson)?;
-    Survey { root: &schema, size: size(&schema), nodes: 0 }.schema(&schema, 0)?;
+    Survey { root: &schema, size: size(&schema), nodes: 0, patterns: String::new() }.schema(&schema, 0)?;
     if schema == Value::Bool(true) {
         schema = json!({});
     }
@@ -40,6 +40,8 @@ struct Survey<'a> {
     /// Values in the whole of it.
     size: usize,
     nodes: usize,
+    /// All regular expressions.
+    patterns: String,
 }
 
 impl Survey<'_> {
@@ -60,6 +62,7 @@ impl Survey<'_> {
         if depth > 0 && members.contains_key("$id") {
             return Err(ConstraintError::Keyword("$id"));
         }
+        self.patterns(members)?;
         self.ways(members)?;
         self.object(members)?;
         for keyword in ["$defs", "definitions", "properties", "patternProperties"] {
@@ -133,6 +136,15 @@ impl Survey<'_> {
         self.add(unnamed.saturating_mul(members.get("additionalProperties").map_or(1, size)))
     }
 
+    /// The library makes more of a regular expression than of anything else that is as long.
+    fn patterns(&mut self, members: &Map<String, Value>) -> Result<(), ConstraintError> {
+        let names = members.get("patternProperties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+        let texts = members.get("pattern").and_then(Value::as_str).into_iter().chain(names.map(String::as_str));
+        texts.for_each(|text| self.patterns.push_str(text));
+        let is_light = self.patterns.len() <= MAX_PATTERN_BYTES && weight::has_few_classes(&self.patterns);
+        if is_light { Ok(()) } else { Err(ConstraintError::TooComplex) }
+    }
+
     fn add(&mut self, nodes: usize) -> Result<(), ConstraintError> {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_NODES { Err(ConstraintError::TooComplex) } else { Ok(()) }
@@ -150,6 +162,8 @@ fn size(value: &Value) -> usize {
 
 /// Levels of schemas in schemas.
 const MAX_DEPTH: usize = 32;
+/// Of all regular expressions together.
+const MAX_PATTERN_BYTES: usize = 8 << 10;
 /// Named members of one object.
 const MAX_MEMBERS: usize = 1_000;
 /// Of about a kilobyte each.

@@ -42,11 +42,12 @@ impl Watch {
     pub(super) fn limit<R>(&self, handle: &CancellationHandle, limit: Duration, work: impl FnOnce() -> R) -> R {
         let own = {
             let mut state = self.shared.lock();
-            // It sleeps until the first of them is late, and all have the same limit: only the first must wake it.
-            if state.working.is_empty() {
+            let until = Instant::now() + limit;
+            // It sleeps until the first of them is late.
+            if state.working.iter().all(|(_, other, _)| *other > until) {
                 self.shared.changed.notify_one();
             }
-            state.add(Instant::now() + limit, handle.clone())
+            state.add(until, handle.clone())
         };
         let done = work();
         self.shared.lock().working.retain(|(number, ..)| *number != own);
