@@ -48,7 +48,7 @@ impl Bench {
         sampling: &Sampling,
         cancel: &Cancel,
     ) -> Asked {
-        let (request, answer) = Request::new(Wanted {
+        self.want(Wanted {
             asker,
             prompt: Zeroizing::new(prompt.to_vec()),
             max_tokens,
@@ -56,7 +56,11 @@ impl Bench {
             course: None,
             speculate: sampling.speculate,
             cancel: cancel.clone(),
-        });
+        })
+    }
+
+    fn want(&mut self, wanted: Wanted) -> Asked {
+        let (request, answer) = Request::new(wanted);
         assert!(request.wanted.bytes(&self.driver.plan) <= self.driver.memory.total());
         self.driver.waiting.push_back(request);
         Asked(answer)
@@ -254,6 +258,46 @@ fn a_cancelled_answer_gives_its_memory_to_the_next_before_the_next_step() {
     drop(second);
     bench.driver.settle();
     assert_eq!(bench.driver.memory.in_use().0, 0);
+}
+
+#[test]
+fn an_answer_that_waits_for_its_form_has_memory_for_it_and_computes_nothing() {
+    let mut bench = Bench::with_room_for(200);
+    let one = bench.driver.plan.answer_bytes(140);
+    let ask = |bench: &mut Bench| {
+        let (sender, course) = std::sync::mpsc::sync_channel(1);
+        let tokens = prompt(1, 100);
+        let asked = bench.want(Wanted {
+            asker: asker(1, 1),
+            max_tokens: 40,
+            sampler: Sampler::new(Sampling::greedy(), &tokens),
+            prompt: Zeroizing::new(tokens),
+            course: Some(course),
+            speculate: false,
+            cancel: Cancel::new(),
+        });
+        (sender, asked)
+    };
+    let (sender, asked) = ask(&mut bench);
+    let rows = bench.turn();
+    assert!(rows.iter().all(|(_, of_prompt, of_answer)| of_prompt + of_answer == 0) && rows.len() == 1);
+    assert!(matches!(asked.0.next(), Event::Begun), "who asks may make the form ready");
+    assert_eq!(bench.driver.memory.in_use().0, one + CONSTRAINT_BYTES as u64);
+    // There is no such form.
+    drop(sender);
+    bench.driver.settle();
+    bench.driver.settle();
+    assert_eq!((bench.driver.running.len(), bench.driver.memory.in_use().0), (0, 0));
+
+    let file =
+        std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/demo-model/subrosa-intake.gguf")).unwrap();
+    let tokenizer = crate::tokenizer::Tokenizer::load(&Header::parse(&file).unwrap()).unwrap();
+    let vocabulary = Arc::new(crate::constraint::Vocabulary::new(&tokenizer).unwrap());
+    let (sender, asked) = ask(&mut bench);
+    bench.turn();
+    sender.send(Course::new(&vocabulary, &crate::constraint::Form::JsonObject).unwrap()).unwrap();
+    bench.finish();
+    assert_eq!(tokenizer.bytes_of(asked.take().0[0]).first(), Some(&b'{'));
 }
 
 /// Tokens, and how many tokens of the prompt were computed for them.
