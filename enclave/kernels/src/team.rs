@@ -28,8 +28,6 @@ struct Shared {
     work: UnsafeCell<*const Work<'static>>,
     is_closed: AtomicBool,
     beds: Vec<Bed>,
-    /// Whether the one who leads sleeps, until the last helper has left.
-    leader_sleeps: AtomicBool,
 }
 
 /// Where one helper sleeps.
@@ -69,7 +67,6 @@ impl Team {
             work: UnsafeCell::new(null()),
             is_closed: AtomicBool::new(false),
             beds: (0..helpers).map(|_| Bed::default()).collect(),
-            leader_sleeps: AtomicBool::new(false),
         });
         let mut team = Self { shared, helpers: Vec::with_capacity(helpers), lead: Mutex::new(()) };
         for index in 0..helpers {
@@ -86,7 +83,8 @@ impl Team {
         self.helpers.len() + 1
     }
 
-    /// Does `work` on this thread, and what it [divides](for_each) on all of them. Other callers wait until it is done.
+    /// Does `work` on this thread, and what it [divides](for_each) on all of them. Other callers wait until it is done: so `work` may
+    /// run other teams, but would wait for itself if it ran this one.
     pub fn run<R>(&self, work: impl FnOnce() -> R) -> R {
         let lead = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
         let leading = Leading::begin(&raw const *self.shared);
@@ -200,12 +198,8 @@ impl Shared {
         if !spin(is_left) {
             // A helper has lost its core, and may take this one.
             while !is_left() {
-                self.leader_sleeps.store(true, Ordering::SeqCst);
-                if !is_left() {
-                    std::thread::park();
-                }
+                std::thread::park();
             }
-            self.leader_sleeps.store(false, Ordering::SeqCst);
         }
     }
 
@@ -231,8 +225,9 @@ impl Shared {
                     let work = unsafe { &**self.work.get() };
                     work.join();
                     let leader = work.leader.clone();
-                    let is_last = self.gate.fetch_sub(1, Ordering::SeqCst) & INSIDE == 1;
-                    if is_last && self.leader_sleeps.swap(false, Ordering::SeqCst) {
+                    // The last to leave a shut gate wakes who led this work, asleep or not. After that somebody else may lead the next:
+                    // a note that somebody sleeps could be about them, and must not be taken away here.
+                    if self.gate.fetch_sub(1, Ordering::SeqCst) & (OPEN | INSIDE) == 1 {
                         leader.unpark();
                     }
                     seen = gate >> NUMBER;
@@ -329,6 +324,22 @@ mod tests {
             assert_eq!(catch_unwind(AssertUnwindSafe(|| team.run(divide))).is_err(), round < 40);
             assert_eq!(threads(), 1);
         }
+    }
+
+    #[test]
+    fn whoever_leads_and_sleeps_is_woken_whoever_led_before() {
+        let team = Team::new(4).unwrap();
+        std::thread::scope(|scope| {
+            for caller in 0..3 {
+                let team = &team;
+                scope.spawn(move || {
+                    for round in 0..300 {
+                        let mut tasks = [0, 0, 150 + (round * 7 + caller) % 60, (round * 13) % 200];
+                        team.run(|| for_each(&mut tasks, |micros| std::thread::sleep(Duration::from_micros(*micros))));
+                    }
+                });
+            }
+        });
     }
 
     #[test]
