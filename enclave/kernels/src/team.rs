@@ -175,8 +175,10 @@ impl Work<'_> {
             if index >= self.count {
                 return;
             }
-            if catch_unwind(AssertUnwindSafe(|| (self.task)(index))).is_err() {
+            if let Err(thrown) = catch_unwind(AssertUnwindSafe(|| (self.task)(index))) {
                 self.has_panicked.store(true, Ordering::Relaxed);
+                // To drop it may panic too, and nobody may leave in that way: others are still at the work, or wait for this thread.
+                std::mem::forget(catch_unwind(AssertUnwindSafe(|| drop(thrown))));
             }
         }
     }
@@ -324,6 +326,39 @@ mod tests {
             assert_eq!(catch_unwind(AssertUnwindSafe(|| team.run(divide))).is_err(), round < 40);
             assert_eq!(threads(), 1);
         }
+    }
+
+    #[test]
+    fn what_a_task_throws_may_throw_again() {
+        struct Thrown(Arc<AtomicUsize>);
+        impl Drop for Thrown {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                panic!("once more");
+            }
+        }
+        let team = Team::new(2).unwrap();
+        let (caller, dropped) = (std::thread::current().id(), Arc::new(AtomicUsize::new(0)));
+        for by_caller in [true, false] {
+            let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let divide = || {
+                for_each(&mut [(); 2], |()| {
+                    // Each of the two threads has one of the two.
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    while begun.load(Ordering::Relaxed) < 2 {
+                        std::thread::yield_now();
+                    }
+                    if (std::thread::current().id() == caller) == by_caller {
+                        std::panic::panic_any(Thrown(Arc::clone(&dropped)));
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                    ended.fetch_add(1, Ordering::Relaxed);
+                });
+            };
+            assert!(catch_unwind(AssertUnwindSafe(|| team.run(divide))).is_err());
+            assert_eq!(ended.into_inner(), 1, "the other one had ended");
+        }
+        assert_eq!(dropped.load(Ordering::Relaxed), 2);
     }
 
     #[test]
