@@ -96,10 +96,10 @@ impl Course {
             Form::JsonSchema(text) => TopLevelGrammar::from_json_schema(schema::read(short(text, MAX_SCHEMA_BYTES)?)?),
             Form::Grammar(text) => {
                 let text = short(text, MAX_GRAMMAR_BYTES)?;
-                // A schema in a grammar would not be checked as one that stands alone.
                 if !weight::has_few_classes(text) {
                     return Err(ConstraintError::TooComplex);
                 }
+                // A schema in a grammar would not be checked as one that stands alone.
                 if has_parameter(text) || REFUSED_DIRECTIVES.iter().any(|directive| text.contains(directive)) {
                     return Err(ConstraintError::Grammar);
                 }
@@ -130,7 +130,7 @@ impl Course {
             self.guarded(|parser| Some((parser.compute_mask().ok()?, parser.is_accepting())))?;
         self.vocabulary.keep_ordinary(&mut allowed, complete);
         if allowed.is_zero() {
-            // A grammar that names a control token by its number. (The model is not at fault.)
+            // Nothing that the model can say goes on in this form. (The model is not at fault.)
             return Err(ConstraintError::Grammar);
         }
         remove(logits, &allowed);
@@ -159,9 +159,9 @@ impl Course {
 
     fn guarded<T>(&mut self, work: impl FnOnce(&mut TokenParser) -> Option<T>) -> Result<T, ConstraintError> {
         let made = self.made();
-        let begun = Instant::now();
-        let Self { parser, handle, vocabulary, time_left, .. } = self;
-        let done = vocabulary.watch().limit(handle, LONGEST.min(*time_left), || {
+        let (begun, time) = (Instant::now(), (self.time_left + TIME_PER_PIECE).min(FREE_TIME));
+        let Self { parser, handle, vocabulary, .. } = self;
+        let done = vocabulary.watch().limit(handle, LONGEST.min(time), || {
             guarded(|| {
                 let done = work(parser).ok_or(ConstraintError::Failed)?;
                 // A state of the lexer is as large as there are lexemes in it, which no limit of the library's counts.
@@ -169,11 +169,11 @@ impl Course {
                 if is_large { Err(ConstraintError::TooComplex) } else { Ok(done) }
             })
         });
-        let Some(left) = self.work_left.checked_sub(self.made().saturating_sub(made)) else {
+        let work_left = self.work_left.checked_sub(self.made().saturating_sub(made));
+        let (Some(work_left), Some(time_left)) = (work_left, time.checked_sub(begun.elapsed())) else {
             return Err(ConstraintError::TooComplex);
         };
-        self.work_left = left;
-        self.time_left = (self.time_left + TIME_PER_PIECE).min(FREE_TIME).saturating_sub(begun.elapsed());
+        (self.work_left, self.time_left) = (work_left, time_left);
         done.map_err(|error| match self.parser.stop_reason() {
             StopReason::LexerTooComplex
             | StopReason::ParserTooComplex
@@ -282,8 +282,8 @@ const MAX_KEPT: usize = 1 << 20;
 /// the square of their number.
 const FREE_WORK: usize = 500_000;
 const WORK_PER_TOKEN: usize = 8_000;
-/// A piece of work for a token, while which others wait, may take so long; and all pieces of an answer together so long, and so much longer
-/// with each. Of the usual kind one takes less than a millisecond.
+/// A piece of work for a token, while which others wait, may take so long; and pieces of an answer that follow one another so long together,
+/// of which each gives so much back. One of the usual kind takes less than a millisecond.
 const LONGEST: Duration = Duration::from_millis(100);
 const FREE_TIME: Duration = Duration::from_millis(500);
 const TIME_PER_PIECE: Duration = Duration::from_millis(5);
@@ -351,6 +351,22 @@ mod tests {
     fn white_space_between_the_parts_of_json_comes_to_an_end() {
         let text = format!("{{{}", " ".repeat(100));
         assert_eq!(allowed(&Form::JsonObject, &text), 65);
+    }
+
+    #[test]
+    fn pieces_of_work_that_are_each_short_enough_may_be_too_long_together() {
+        let file = random_model(&Shape::TINY, 1).to_bytes();
+        let tokenizer = Tokenizer::load(&Header::parse(&file).unwrap()).unwrap();
+        let mut course = Course::new(&Arc::new(Vocabulary::new(&tokenizer).unwrap()), &Form::JsonObject).unwrap();
+        let mut piece = |millis| {
+            course.guarded(|_| {
+                std::thread::sleep(Duration::from_millis(millis));
+                Some(())
+            })
+        };
+        let done = (0..20).take_while(|_| piece(60).is_ok()).count();
+        assert!((1..=9).contains(&done), "{done} pieces of 60 ms");
+        assert_eq!(piece(60), Err(ConstraintError::TooComplex));
     }
 
     #[test]

@@ -202,8 +202,8 @@ impl Model {
 }
 
 impl<'a> Queued<'a> {
-    /// Blocks until the answer has its place, and until its form, if it is to have one, is ready: that may take some tenths of a second.
-    /// None if it was cancelled before.
+    /// Blocks until the answer has its place, and until its form, if it is to have one, is ready: that may take some tenths of a second,
+    /// and with the first form of a model about a second more. None if it was cancelled before.
     ///
     /// # Errors
     /// A form that is malformed, not supported or too complex; the engine failed.

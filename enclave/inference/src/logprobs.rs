@@ -83,6 +83,16 @@ mod tests {
     }
 
     #[test]
+    fn what_waits_for_text_that_is_held_back_is_bounded() {
+        let mut withheld = Withheld::default();
+        for id in 0..10_000 {
+            withheld.push(5, Some(TokenLogprobs { id, logprob: 0.0, top: Zeroizing::default() }));
+        }
+        let released: Vec<u32> = withheld.release(5).iter().map(|entry| entry.id).collect();
+        assert_eq!(released, (0..512).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn an_entry_comes_with_its_text_and_not_before() {
         let entry = |id| Some(TokenLogprobs { id, logprob: 0.0, top: Zeroizing::default() });
         let mut withheld = Withheld::default();

@@ -43,10 +43,6 @@ impl Entries {
         Some(())
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     pub(super) fn count(&self) -> usize {
         self.count
     }

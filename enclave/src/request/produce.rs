@@ -211,12 +211,16 @@ impl Answering<'_> {
 
     /// What a token brings: nothing, if its text is held back.
     fn token(&self, packer: &mut SsePacker, token: &Token<'_>) -> Result<(), Gone> {
-        let mut entries = Entries::new();
-        entries.extend(&self.chat.model, token.logprobs).ok_or(Gone)?;
-        if token.text.is_empty() && entries.is_empty() {
+        if token.text.is_empty() && token.logprobs.is_empty() {
             return Ok(());
         }
-        let logprobs = if entries.is_empty() { None } else { Some(entries.finish().ok_or(Gone)?) };
+        let mut entries = Entries::new();
+        let logprobs = if token.logprobs.is_empty() {
+            None
+        } else {
+            entries.extend(&self.chat.model, token.logprobs).ok_or(Gone)?;
+            Some(entries.finish().ok_or(Gone)?)
+        };
         let delta = Delta { role: None, content: Some(token.text) };
         self.event(
             packer,

@@ -1,6 +1,8 @@
 //! A customer's JSON Schema, before the library works on it: only what the library holds an answer to, and only what it
 //! multiplies out in little time and memory.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 use super::{ConstraintError, weight};
@@ -8,7 +10,7 @@ use super::{ConstraintError, weight};
 /// Reads and checks a schema.
 pub(super) fn read(text: &str) -> Result<Value, ConstraintError> {
     let mut schema: Value = serde_json::from_str(text).map_err(|_| ConstraintError::NotJson)?;
-    Survey { root: &schema, size: size(&schema), nodes: 0, patterns: String::new() }.schema(&schema, 0)?;
+    Survey::of(&schema)?;
     if schema == Value::Bool(true) {
         schema = json!({});
     }
@@ -42,11 +44,28 @@ struct Survey<'a> {
     nodes: usize,
     /// All regular expressions.
     patterns: String,
+    /// Where a schema was found.
+    seen: HashSet<*const Value>,
+    /// What is referred to: it may stand where no schema is looked for.
+    referred: Vec<&'a Value>,
 }
 
-impl Survey<'_> {
-    fn schema(&mut self, schema: &Value, depth: usize) -> Result<(), ConstraintError> {
+impl<'a> Survey<'a> {
+    fn of(root: &'a Value) -> Result<(), ConstraintError> {
+        let (patterns, seen, referred) = (String::new(), HashSet::new(), Vec::new());
+        let mut survey = Self { root, size: size(root), nodes: 0, patterns, seen, referred };
+        survey.schema(root, 0)?;
+        while let Some(schema) = survey.referred.pop() {
+            if !survey.seen.contains(&std::ptr::from_ref(schema)) {
+                survey.schema(schema, 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn schema(&mut self, schema: &'a Value, depth: usize) -> Result<(), ConstraintError> {
         self.add(1)?;
+        self.seen.insert(std::ptr::from_ref(schema));
         let members = match schema {
             Value::Bool(_) => return Ok(()),
             Value::Object(members) => members,
@@ -86,9 +105,11 @@ impl Survey<'_> {
         let mut ways = WAYS.iter().filter(|way| members.contains_key(**way));
         let Some(way) = ways.next() else { return Ok(()) };
         if let Some(reference) = members.get("$ref") {
-            // Of this schema, as all of a closed world are.
+            // Of this schema, as all of a closed world are; and as it stands: the library would decode what begins with a percent sign.
             let pointer = reference.as_str().and_then(|reference| reference.strip_prefix('#'));
-            pointer.and_then(|pointer| self.root.pointer(pointer)).ok_or(ConstraintError::Keyword("$ref"))?;
+            let target =
+                pointer.filter(|pointer| !pointer.contains('%')).and_then(|pointer| self.root.pointer(pointer));
+            self.referred.push(target.ok_or(ConstraintError::Keyword("$ref"))?);
         }
         let alternatives = members.get(*way).and_then(Value::as_array).map_or(1, Vec::len);
         let of_values = ["const", "enum"].contains(way);
@@ -245,6 +266,9 @@ mod tests {
             (r##"{"items":{"$ref":"#/$defs/missing"}}"##, "$ref"),
             (r#"{"$ref":"https://example.com/schema"}"#, "$ref"),
             (r#"{"$ref":5}"#, "$ref"),
+            (r##"{"$ref":"#/x","x":{"type":"integer","not":{"const":1}}}"##, "not"),
+            (r##"{"$ref":"#/x/0/y","x":[{"y":{"$ref":"#/examples/0"}}],"examples":[{"if":1}]}"##, "if"),
+            (r##"{"$ref":"#/a%62","a%62":{},"ab":{"not":{}}}"##, "$ref"),
         ] {
             assert_eq!(refused(schema), Some(ConstraintError::Keyword(keyword)), "{schema}");
         }

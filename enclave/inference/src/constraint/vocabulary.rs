@@ -53,7 +53,7 @@ impl Vocabulary {
 
     /// Of what a parser allows: the ordinary tokens, and the ends of an answer if the text is `complete`.
     pub(crate) fn keep_ordinary(&self, allowed: &mut SimpleVob, complete: bool) {
-        // A grammar may name any token by its number.
+        // Whatever the library makes of a grammar: no control token is part of an answer's text.
         allowed.and(&self.ordinary);
         if complete {
             self.ends.iter().for_each(|&end| allowed.allow_token(end));

@@ -39,7 +39,7 @@ pub(super) fn has_few_classes(text: &str) -> bool {
     text.as_bytes().windows(2).filter(|pair| is_class(pair)).count() <= MAX_CLASSES
 }
 
-/// Of four bytes each; and what is made of them later is bounded by the same.
+/// Of four bytes each. What is made of them later is bounded as it is made, in bytes and in time.
 const MOST: usize = 1 << 20;
 const MAX_CLASSES: usize = 500;
 
