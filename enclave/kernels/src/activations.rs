@@ -3,6 +3,7 @@
 use zeroize::Zeroize;
 
 use crate::dispatch::for_each_family;
+use crate::layout::SUPER_INPUTS;
 use crate::math::largest;
 use crate::team::for_each;
 use crate::vector::Vector;
@@ -191,8 +192,6 @@ impl Drop for Activations {
     }
 }
 
-/// Activations that share a scale.
-const SUPER_INPUTS: usize = SUPER * BLOCK_INPUTS;
 /// So many are quantised on one thread: less work is not worth handing over.
 const SUPERS_OF_A_TASK: usize = 64;
 /// Below this the factor to 127 is no finite number.

@@ -1,12 +1,13 @@
 //! How packed weights lie.
 
+use crate::layout::{Layout, SUPER_INPUTS};
 use crate::{BLOCK_INPUTS, LANES, SUPER};
 
 /// The format of a packed matrix: what a weight is made of, and how 16 rows of weights lie in a tile.
 ///
 /// The quantised formats are those of GGUF files, value for value; only their order differs. A tile is 16 outputs wide. It
-/// holds one super-block (256 inputs; the last one may be shorter) after the other, and a super-block holds, `n` being its
-/// number of blocks of 32 inputs:
+/// consists of super-blocks (256 inputs; the last one may be shorter), which lie next to those of the 15 tiles beside it: of 16 tiles
+/// first all first super-blocks, then all second ones. A super-block holds, `n` being its number of blocks of 32 inputs:
 ///
 /// | format | bytes of a super-block, in their order |
 /// | --- | --- |
@@ -117,10 +118,10 @@ impl Format {
         }
     }
 
-    /// Bytes of the codes of a block of 16 outputs.
+    /// Bytes of the codes of a block of 16 outputs, of a quantised format.
     pub(crate) const fn codes_bytes(self) -> usize {
         match self {
-            Self::F32 | Self::F16 | Self::Bf16 => BLOCK_INPUTS * LANES * self.bytes_of_block(),
+            Self::F32 | Self::F16 | Self::Bf16 => 0,
             Self::Q8_0 => 512,
             Self::Q4_0 | Self::Q4_1 | Self::Q4K => 256,
             Self::Q5_0 | Self::Q5_1 | Self::Q5K => 256 + 64,
@@ -128,26 +129,26 @@ impl Format {
         }
     }
 
-    /// Bytes of a super-block of `blocks` blocks in a tile.
-    pub(crate) const fn super_bytes(self, blocks: usize) -> usize {
-        self.head_bytes(blocks) + blocks * self.codes_bytes()
+    /// Bytes of a super-block of at most 256 inputs in a tile.
+    pub(crate) const fn super_bytes(self, inputs: usize) -> usize {
+        let blocks = inputs / BLOCK_INPUTS;
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => inputs * LANES * self.bytes_of_block(),
+            _ if blocks == 0 => 0,
+            _ => self.head_bytes(blocks) + blocks * self.codes_bytes(),
+        }
     }
 
     /// Bytes of a tile of 16 outputs.
     pub(crate) const fn tile_bytes(self, inputs: usize) -> usize {
-        if self.is_quantised() {
-            let blocks = inputs / BLOCK_INPUTS;
-            let last = if blocks.is_multiple_of(SUPER) { 0 } else { self.super_bytes(blocks % SUPER) };
-            (blocks / SUPER).saturating_mul(self.super_bytes(SUPER)).saturating_add(last)
-        } else {
-            inputs.saturating_mul(LANES * self.bytes_of_block())
-        }
+        let whole = (inputs / SUPER_INPUTS).saturating_mul(self.super_bytes(SUPER_INPUTS));
+        whole.saturating_add(self.super_bytes(inputs % SUPER_INPUTS))
     }
 
     /// Bytes that a matrix takes once it is packed.
     #[must_use]
     pub const fn packed_bytes(self, outputs: usize, inputs: usize) -> usize {
-        outputs.div_ceil(LANES).saturating_mul(self.tile_bytes(inputs))
+        Layout { format: self, inputs, tiles: outputs.div_ceil(LANES) }.bytes()
     }
 }
 

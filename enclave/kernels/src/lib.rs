@@ -7,8 +7,8 @@
 //! the format, and where a sum runs across lanes (norms, softmax) that of one fixed tree. It depends neither on how many rows are
 //! computed together nor on the number of threads.
 //!
-//! Weights lie in *tiles* of 16 outputs (see [`Format`]): a vector instruction works on 16 outputs at once, and reads the
-//! weights in the order in which they lie.
+//! Weights lie in *tiles* of 16 outputs (see [`Format`]): a vector instruction works on 16 outputs at once, and a step of a few
+//! answers reads the weights in the order in which they lie.
 
 mod activations;
 mod attention;
@@ -16,6 +16,7 @@ mod dispatch;
 mod format;
 mod gelu;
 mod layer_norm;
+mod layout;
 mod math;
 mod pack;
 mod packed;

@@ -3,38 +3,32 @@
 use half::f16;
 
 use crate::format::{Format, K_HEAD, Q6_HEAD};
+use crate::layout::SUPER_INPUTS;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
 
 /// Packs up to 16 rows of a file, of `inputs` weights each, as the outputs of a tile.
 ///
-/// `rows` and `tile` have the lengths that the format says; the tile holds zeros. One super-block after the other, so that what is
-/// written stays in the first cache until all its rows are there.
-pub(crate) fn pack_tile(format: Format, rows: &[u8], inputs: usize, tile: &mut [u8]) {
-    let size = format.bytes_of_block();
-    let row_bytes = inputs / format.inputs_of_block() * size;
-    if !format.is_quantised() {
-        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-            for (place, element) in tile.chunks_exact_mut(size * LANES).zip(row.chunks_exact(size)) {
-                place[lane * size..][..size].copy_from_slice(element);
-            }
+/// `rows` and the super-blocks of `tile` have the lengths that the format says; the tile holds zeros. One super-block after the other,
+/// so that what is written stays in the first cache until all its rows are there.
+pub(crate) fn pack_tile(format: Format, rows: &[u8], inputs: usize, tile: &mut [&mut [u8]]) {
+    let in_file = |inputs: usize| inputs / format.inputs_of_block() * format.bytes_of_block();
+    for (index, place) in tile.iter_mut().enumerate() {
+        let first = index * SUPER_INPUTS;
+        let count = SUPER_INPUTS.min(inputs - first);
+        for (lane, row) in rows.chunks_exact(in_file(inputs)).enumerate() {
+            super_block(format, &row[in_file(first)..][..in_file(count)], count / BLOCK_INPUTS, lane, place);
         }
-        return;
-    }
-    let blocks = inputs / BLOCK_INPUTS;
-    let (mut from, mut place) = (0, tile);
-    for first in (0..blocks).step_by(SUPER) {
-        let count = SUPER.min(blocks - first);
-        let in_file = count * BLOCK_INPUTS / format.inputs_of_block() * size;
-        let (of_tile, after) = place.split_at_mut(format.super_bytes(count));
-        for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
-            super_block(format, &row[from..][..in_file], count, lane, of_tile);
-        }
-        (from, place) = (from + in_file, after);
     }
 }
 
 fn super_block(format: Format, row: &[u8], count: usize, lane: usize, tile: &mut [u8]) {
     match format {
+        Format::F32 | Format::F16 | Format::Bf16 => {
+            let size = format.bytes_of_block();
+            for (place, element) in tile.chunks_exact_mut(size * LANES).zip(row.chunks_exact(size)) {
+                place[lane * size..][..size].copy_from_slice(element);
+            }
+        }
         Format::Q8_0 => {
             for (index, block) in row.chunks_exact(34).enumerate() {
                 scale(tile, index * 32, lane, &block[..2]);
@@ -64,7 +58,6 @@ fn super_block(format: Format, row: &[u8], count: usize, lane: usize, tile: &mut
                 }
             }
         }
-        Format::F32 | Format::F16 | Format::Bf16 => {}
     }
 }
 
@@ -149,8 +142,8 @@ pub(crate) fn k_scale(packed: &[u8], index: usize) -> (u8, u8) {
     }
 }
 
-/// The weights of output `lane` of a tile, as f32: what its format says, and nothing lost.
-pub(crate) fn unpack_row(format: Format, tile: &[u8], inputs: usize, lane: usize, out: &mut [f32]) {
+/// The weights of output `lane` of a super-block, as f32: what its format says, and nothing lost.
+pub(crate) fn unpack_row(format: Format, tile: &[u8], lane: usize, out: &mut [f32]) {
     let half = |at: usize| f16::from_le_bytes([tile[at], tile[at + 1]]).to_f32();
     match format {
         Format::F32 => {
@@ -171,35 +164,29 @@ pub(crate) fn unpack_row(format: Format, tile: &[u8], inputs: usize, lane: usize
         }
         _ => {}
     }
-    let blocks = inputs / BLOCK_INPUTS;
-    let mut base = 0;
-    for first in (0..blocks).step_by(SUPER) {
-        let count = SUPER.min(blocks - first);
-        for index in 0..count {
-            let out = &mut out[(first + index) * BLOCK_INPUTS..][..BLOCK_INPUTS];
-            let codes = codes(format, &tile[base..], count, index, lane);
-            for (input, (out, code)) in out.iter_mut().zip(codes).enumerate() {
-                let code = f32::from(code);
-                *out = match format {
-                    Format::Q8_0 => half(base + index * 32 + lane * 2) * (code - 128.0),
-                    Format::Q4_0 => half(base + index * 32 + lane * 2) * (code - 8.0),
-                    Format::Q5_0 => half(base + index * 32 + lane * 2) * (code - 16.0),
-                    Format::Q4_1 | Format::Q5_1 => {
-                        half(base + index * 32 + lane * 2) * code + half(base + (count + index) * 32 + lane * 2)
-                    }
-                    Format::Q6K => {
-                        let factor = tile[base + 64 + (2 * index + input / 16) * LANES + lane].cast_signed();
-                        half(base + lane * 2) * f32::from(factor) * (code - 32.0)
-                    }
-                    _ => {
-                        let factor = f32::from(tile[base + 64 + index * LANES + lane]);
-                        let minimum = tile[base + 64 + SUPER * LANES + (index / 2 * LANES + lane) * 2 + index % 2];
-                        half(base + lane * 2) * factor * code - half(base + 32 + lane * 2) * f32::from(minimum)
-                    }
-                };
-            }
+    let count = out.len() / BLOCK_INPUTS;
+    for (index, out) in out.chunks_exact_mut(BLOCK_INPUTS).enumerate() {
+        let codes = codes(format, tile, count, index, lane);
+        for (input, (out, code)) in out.iter_mut().zip(codes).enumerate() {
+            let code = f32::from(code);
+            *out = match format {
+                Format::Q8_0 => half(index * 32 + lane * 2) * (code - 128.0),
+                Format::Q4_0 => half(index * 32 + lane * 2) * (code - 8.0),
+                Format::Q5_0 => half(index * 32 + lane * 2) * (code - 16.0),
+                Format::Q4_1 | Format::Q5_1 => {
+                    half(index * 32 + lane * 2) * code + half((count + index) * 32 + lane * 2)
+                }
+                Format::Q6K => {
+                    let factor = tile[64 + (2 * index + input / 16) * LANES + lane].cast_signed();
+                    half(lane * 2) * f32::from(factor) * (code - 32.0)
+                }
+                _ => {
+                    let factor = f32::from(tile[64 + index * LANES + lane]);
+                    let minimum = tile[64 + SUPER * LANES + (index / 2 * LANES + lane) * 2 + index % 2];
+                    half(lane * 2) * factor * code - half(32 + lane * 2) * f32::from(minimum)
+                }
+            };
         }
-        base += format.super_bytes(count);
     }
 }
 

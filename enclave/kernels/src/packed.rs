@@ -2,6 +2,7 @@
 
 use crate::LANES;
 use crate::format::Format;
+use crate::layout::{Layout, SUPER_INPUTS};
 use crate::pack::{pack_tile, unpack_row};
 use crate::store::{LINE, Room, Store};
 use crate::team::for_each;
@@ -79,8 +80,9 @@ impl Packed {
         if !rows.len().is_multiple_of(row_bytes) || rows.len() > expected || !first.is_multiple_of(LANES) {
             return Err(PackError::Bytes { expected, found: rows.len() });
         }
-        let tiles = self.store.bytes_mut().chunks_exact_mut(format.tile_bytes(inputs)).skip(first / LANES);
-        let mut tiles: Vec<(&mut [u8], &[u8])> = tiles.zip(rows.chunks(row_bytes * LANES)).collect();
+        let of_tiles = rows.chunks(row_bytes * LANES);
+        let tiles = self.layout().cut(self.store.bytes_mut(), first / LANES, of_tiles.len());
+        let mut tiles: Vec<_> = tiles.into_iter().zip(of_tiles).collect();
         for_each(&mut tiles, |(tile, rows)| pack_tile(format, rows, inputs, tile));
         Ok(())
     }
@@ -129,21 +131,19 @@ impl Packed {
     /// When there is no such row, or `out` has another length.
     pub fn row(&self, index: usize, out: &mut [f32]) {
         assert!(index < self.outputs && out.len() == self.inputs, "a row of the matrix, and room for it");
-        let size = self.format.tile_bytes(self.inputs);
-        let tile = &self.store.bytes()[index / LANES * size..][..size];
-        unpack_row(self.format, tile, self.inputs, index % LANES, out);
+        let layout = self.layout();
+        for (part, out) in out.chunks_mut(SUPER_INPUTS).enumerate() {
+            let tile = &self.store.bytes()[layout.offset(index / LANES, part)..][..layout.bytes_of(part)];
+            unpack_row(self.format, tile, index % LANES, out);
+        }
     }
 
-    pub(crate) fn tiles(&self) -> usize {
-        self.outputs.div_ceil(LANES)
+    pub(crate) fn layout(&self) -> Layout {
+        Layout { format: self.format, inputs: self.inputs, tiles: self.outputs.div_ceil(LANES) }
     }
 
-    pub(crate) fn tile_bytes(&self) -> usize {
-        self.format.tile_bytes(self.inputs)
-    }
-
-    /// The first byte of the first tile; the others follow.
-    pub(crate) fn tiles_start(&self) -> *const u8 {
+    /// What the [layout](Packed::layout) leads through.
+    pub(crate) fn start(&self) -> *const u8 {
         self.store.bytes().as_ptr()
     }
 }

@@ -11,6 +11,7 @@ use zeroize::Zeroize;
 use crate::Family;
 use crate::activations::{Activations, View};
 use crate::format::Format;
+use crate::layout::{BAND, Layout};
 use crate::packed::Packed;
 use crate::team::{for_each, threads};
 
@@ -48,24 +49,22 @@ pub fn multiply(family: Family, activations: &Activations, products: &mut [Produ
     let threads = threads();
     if threads == 1 || work * view.rows < WORK_FOR_THREADS {
         for job in &jobs {
-            job.run(family, 0, job.tiles);
+            job.run(family, 0, job.layout.tiles);
         }
         return;
     }
-    let tiles: usize = jobs.iter().map(|job| job.tiles).sum();
-    let together = tiles.div_ceil(threads * TASKS_OF_A_THREAD).next_multiple_of(2);
+    let tiles: usize = jobs.iter().map(|job| job.layout.tiles).sum();
+    let together = tiles.div_ceil(threads * TASKS_OF_A_THREAD);
+    let together = if together < BAND { together.next_power_of_two().max(2) } else { together.next_multiple_of(BAND) };
     let mut tasks: Vec<(&Job, usize)> =
-        jobs.iter().flat_map(|job| (0..job.tiles).step_by(together).map(move |first| (job, first))).collect();
-    for_each(&mut tasks, |(job, first)| job.run(family, *first, job.tiles.min(*first + together)));
+        jobs.iter().flat_map(|job| (0..job.layout.tiles).step_by(together).map(move |first| (job, first))).collect();
+    for_each(&mut tasks, |(job, first)| job.run(family, *first, job.layout.tiles.min(*first + together)));
 }
 
 /// A matrix and what it is multiplied with, as the kernels read them.
 struct Job {
-    format: Format,
+    layout: Layout,
     weights: *const u8,
-    tile_bytes: usize,
-    tiles: usize,
-    inputs: usize,
     rows: usize,
     floats: *const f32,
     codes: *const i8,
@@ -85,11 +84,8 @@ unsafe impl Send for Job {}
 impl Job {
     fn new(view: &View<'_>, weights: &Packed, out: &mut [f32]) -> Self {
         Self {
-            format: weights.format(),
-            weights: weights.tiles_start(),
-            tile_bytes: weights.tile_bytes(),
-            tiles: weights.tiles(),
-            inputs: view.inputs,
+            layout: weights.layout(),
+            weights: weights.start(),
             rows: view.rows,
             floats: view.floats.as_ptr(),
             codes: view.codes.as_ptr(),
@@ -109,7 +105,7 @@ impl Job {
             Family::NeonDotprod | Family::NeonI8mm => (4, 1),
             Family::Plain => (1, 1),
         };
-        if self.rows > few && self.format.is_quantised() {
+        if self.rows > few && self.layout.format.is_quantised() {
             let mut scratch = Scratch::new();
             // So many rows stay in the cache of the core while all tiles go by.
             for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
@@ -123,11 +119,14 @@ impl Job {
             scratch.zeroize();
             return;
         }
-        for tile in first..end {
+        let mut tile = first;
+        while tile < end {
+            let tiles = (tile + 1).next_multiple_of(BAND).min(end) - tile;
             for row in (0..self.rows).step_by(few) {
                 // SAFETY: as above.
-                unsafe { self.block(family, Place { row, rows: few.min(self.rows - row), tile }) };
+                unsafe { self.block(family, Place { row, rows: few.min(self.rows - row), tile, tiles }) };
             }
+            tile += tiles;
         }
     }
 
@@ -138,7 +137,7 @@ impl Job {
             ($function:ident, $rows:literal, $tiles:literal) => {
                 // SAFETY: as the caller's.
                 unsafe {
-                    match self.format {
+                    match self.layout.format {
                         Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, area, scratch),
                         Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, area, scratch),
                         Format::Q4_1 => $function::<Q4_1, $rows, $tiles>(self, area, scratch),
@@ -174,7 +173,7 @@ impl Job {
             ($function:ident, $rows:literal) => {
                 // SAFETY: as the caller's.
                 unsafe {
-                    match self.format {
+                    match self.layout.format {
                         Format::F32 => $function::<F32, $rows>(self, place),
                         Format::F16 => $function::<F16, $rows>(self, place),
                         Format::Bf16 => $function::<BF16, $rows>(self, place),
@@ -218,6 +217,8 @@ struct Place {
     row: usize,
     rows: usize,
     tile: usize,
+    /// All of one band.
+    tiles: usize,
 }
 
 // A parameter of a function cannot be an enum.

@@ -1,13 +1,14 @@
-//! A few rows times one tile: what a step of a few answers spends its time in. The tile is read once, from memory, in the order in
-//! which it lies.
+//! A few rows times the tiles of a band: what a step of a few answers spends its time in. Weights are read once, from memory, in the
+//! order in which they lie.
 
 use super::rows::QuantisedRows;
 use super::{BF16, F16, F32, Job, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q8_0};
 use crate::format::{K_HEAD, Q6_HEAD};
+use crate::layout::{BAND, SUPER_INPUTS};
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
 
-/// `M` rows times one tile.
+/// `M` rows times some tiles of a band.
 ///
 /// # Safety
 /// `place` must be within `job`, with `M` rows.
@@ -15,41 +16,50 @@ use crate::{BLOCK_INPUTS, LANES, SUPER};
 pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: all offsets are those of the format, within tiles and rows that the job has.
     unsafe {
-        let mut tile = job.weights.add(place.tile * job.tile_bytes);
-        let mut result = [V::splat(0.0); M];
-        if FORMAT <= BF16 {
-            floats::<V, FORMAT, M>(job, place, tile, &mut result);
-        } else {
-            let blocks = job.inputs / BLOCK_INPUTS;
-            for index in 0..blocks.div_ceil(SUPER) {
-                let count = SUPER.min(blocks - index * SUPER);
-                let rows = QuantisedRows::of(job, index, count, place.row);
-                let part = match FORMAT {
-                    Q8_0 => q8_0::<V, M>(tile, rows, count),
-                    Q4_0 => small::<V, Q4_0, M>(tile, rows, count),
-                    Q4_1 => small::<V, Q4_1, M>(tile, rows, count),
-                    Q5_0 => small::<V, Q5_0, M>(tile, rows, count),
-                    Q5_1 => small::<V, Q5_1, M>(tile, rows, count),
-                    Q4K => k::<V, false, M>(tile, rows),
-                    Q5K => k::<V, true, M>(tile, rows),
-                    _ => q6::<V, M>(tile, rows),
-                };
-                for row in 0..M {
-                    result[row] = part[row].fma(V::splat(rows.scale(row)), result[row]);
+        let mut results = [[V::splat(0.0); M]; BAND];
+        for index in 0..job.layout.supers() {
+            let inputs = job.layout.inputs_of(index);
+            let mut tile = job.weights.add(job.layout.offset(place.tile, index));
+            for result in results.iter_mut().take(place.tiles) {
+                if FORMAT <= BF16 {
+                    let rows = job.floats.add(place.row * job.layout.inputs + index * SUPER_INPUTS);
+                    floats::<V, FORMAT, M>(tile, rows, job.layout.inputs, inputs, result);
+                } else {
+                    let count = inputs / BLOCK_INPUTS;
+                    let rows = QuantisedRows::of(job, index, count, place.row);
+                    let part = match FORMAT {
+                        Q8_0 => q8_0::<V, M>(tile, rows, count),
+                        Q4_0 => small::<V, Q4_0, M>(tile, rows, count),
+                        Q4_1 => small::<V, Q4_1, M>(tile, rows, count),
+                        Q5_0 => small::<V, Q5_0, M>(tile, rows, count),
+                        Q5_1 => small::<V, Q5_1, M>(tile, rows, count),
+                        Q4K => k::<V, false, M>(tile, rows),
+                        Q5K => k::<V, true, M>(tile, rows),
+                        _ => q6::<V, M>(tile, rows),
+                    };
+                    for row in 0..M {
+                        result[row] = part[row].fma(V::splat(rows.scale(row)), result[row]);
+                    }
                 }
-                tile = tile.add(job.format.super_bytes(count));
+                tile = tile.add(job.layout.bytes_of(index));
             }
         }
-        for row in 0..M {
-            let column = place.tile * LANES;
-            let out = job.out.add((place.row + row) * job.outputs + column);
-            if column + LANES <= job.outputs {
-                result[row].store(out);
-            } else {
-                let mut last = [0.0_f32; LANES];
-                result[row].store(last.as_mut_ptr());
-                std::ptr::copy_nonoverlapping(last.as_ptr(), out, job.outputs - column);
+        for (tile, result) in results.iter().take(place.tiles).enumerate() {
+            let column = (place.tile + tile) * LANES;
+            for row in 0..M {
+                let out = job.out.add((place.row + row) * job.outputs + column);
+                if column + LANES <= job.outputs {
+                    result[row].store(out);
+                } else {
+                    let mut last = [0.0_f32; LANES];
+                    result[row].store(last.as_mut_ptr());
+                    std::ptr::copy_nonoverlapping(last.as_ptr(), out, job.outputs - column);
+                }
             }
+        }
+        // Prompt and answer can be told from them.
+        for result in results.iter_mut().take(place.tiles).flatten() {
+            std::ptr::write_volatile(result, V::splat(0.0));
         }
     }
 }
@@ -273,16 +283,17 @@ pub(super) unsafe fn six_bits<V: Vector, const GROUP: u32>(codes: *const u8) -> 
 
 #[inline(always)]
 unsafe fn floats<V: Vector, const FORMAT: u8, const M: usize>(
-    job: &Job,
-    place: Place,
     tile: *const u8,
+    rows: *const f32,
+    stride: usize,
+    inputs: usize,
     result: &mut [V; M],
 ) {
-    // SAFETY: a tile has 16 weights for each input, a row of activations one.
+    // SAFETY: a super-block has 16 weights for each input, a row of activations one; rows are `stride` apart.
     unsafe {
-        let rows = job.floats.add(place.row * job.inputs);
+        let mut sums = *result;
         let size = LANES * if FORMAT == F32 { 4 } else { 2 };
-        for input in 0..job.inputs {
+        for input in 0..inputs {
             let at = tile.add(input * size);
             if size == 64 || input % 2 == 0 {
                 V::prefetch_near(at.wrapping_add(ahead(M)));
@@ -293,9 +304,10 @@ unsafe fn floats<V: Vector, const FORMAT: u8, const M: usize>(
                 _ => V::load_bf16(at),
             };
             for row in 0..M {
-                result[row] = lanes.fma(V::splat(*rows.add(row * job.inputs + input)), result[row]);
+                sums[row] = lanes.fma(V::splat(*rows.add(row * stride + input)), sums[row]);
             }
         }
+        *result = sums;
     }
 }
 

@@ -8,6 +8,7 @@ use super::block::{fifth_bits, offset, six_bits};
 use super::rows::QuantisedRows;
 use super::{Job, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, ROWS_IN_CACHE};
 use crate::format::{Format, K_HEAD, Q6_HEAD};
+use crate::layout::SUPER_INPUTS;
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
 
@@ -55,27 +56,26 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
 ) {
     // SAFETY: offsets are those of the format, within tiles and rows that the job has.
     unsafe {
-        let blocks = job.inputs / BLOCK_INPUTS;
-        let supers = blocks.div_ceil(SUPER);
+        let supers = job.layout.supers();
         // As even as it goes: the first ones have one more than the last.
         let groups = area.rows.div_ceil(M);
         let (least, larger) = (area.rows / groups, area.rows % groups);
         scratch.results[..area.rows].fill([[0.0; LANES]; 2]);
-        let mut weights = [job.weights; N];
-        for (index, weights) in weights.iter_mut().enumerate() {
-            *weights = job.weights.add((area.tile + index) * job.tile_bytes);
-        }
         for index in 0..supers {
-            let count = SUPER.min(blocks - index * SUPER);
-            let bytes = job.format.super_bytes(count);
+            let count = job.layout.inputs_of(index) / BLOCK_INPUTS;
+            let bytes = job.layout.bytes_of(index);
+            let mut weights = [job.weights; N];
             for tile in 0..N {
+                weights[tile] = job.weights.add(job.layout.offset(area.tile + tile, index));
                 unpack::<V, FORMAT>(weights[tile], count, &mut scratch.codes[tile], &mut scratch.scales[tile]);
             }
             // What comes next is asked for in time, a share of it with each group of rows.
             let share = if area.goes_on { bytes.div_ceil(groups).next_multiple_of(64) } else { 0 };
-            let mut next = [weights[0].wrapping_add(N * job.tile_bytes); N];
-            for tile in 1..N {
-                next[tile] = weights[tile].wrapping_add(N * job.tile_bytes);
+            let mut next = [job.weights; N];
+            for tile in 0..N {
+                if area.goes_on {
+                    next[tile] = job.weights.add(job.layout.offset(area.tile + N + tile, index));
+                }
             }
             let mut first = 0;
             for group in 0..groups {
@@ -108,9 +108,6 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
                 }
                 with_rows!(1 2 3 4 5 6);
                 first += rows;
-            }
-            for weights in &mut weights {
-                *weights = weights.add(bytes);
             }
         }
         for row in 0..area.rows {
@@ -279,4 +276,4 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
     }
 }
 
-const SUPER_CODES: usize = Format::Q8_0.super_bytes(SUPER) - SUPER * 32;
+const SUPER_CODES: usize = Format::Q8_0.super_bytes(SUPER_INPUTS) - SUPER * 32;
