@@ -112,34 +112,36 @@ impl KvShape {
     }
 }
 
-/// Puts a key and a value into a page, as position `slot` of it.
+/// Puts the keys and values of positions that follow each other into a page, from position `slot` of it on. Both are rows of all
+/// heads.
 ///
 /// # Panics
-/// When the page or the lengths are not of the shape, or the slot is none.
-pub fn write_kv(
-    shape: &KvShape,
-    page: &mut [u8],
-    layer: usize,
-    kv_head: usize,
-    slot: usize,
-    key: &[f32],
-    value: &[f32],
-) {
-    assert!(page.len() == shape.page_bytes() && slot < BLOCK, "a slot of a page of this shape");
-    assert!(key.len() == shape.head_width && value.len() == shape.head_width, "a key and a value of this shape");
-    let size = shape.element.bytes();
-    let head = &mut page[shape.head_offset(layer, kv_head)..][..shape.head_bytes()];
-    let (keys, values) = head.split_at_mut(BLOCK * shape.head_width * size);
-    match shape.element {
-        KvElement::F32 => scatter(keys, values, slot, key, value, f32::to_le_bytes),
-        KvElement::F16 => {
-            let both = key.iter().chain(value).map(|x| x.clamp(-LARGEST, LARGEST));
-            let both: Zeroizing<Vec<f32>> = Zeroizing::new(both.collect());
-            let mut halves = Zeroizing::new(vec![0_u16; both.len()]);
-            // Faster than one after the other by far.
-            halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&both);
-            let (key, value) = halves.split_at(key.len());
-            scatter(keys, values, slot, key, value, u16::to_le_bytes);
+/// When the page or the lengths are not of the shape, or the page has not so many positions.
+pub fn write_kv(shape: &KvShape, page: &mut [u8], layer: usize, slot: usize, keys: &[f32], values: &[f32]) {
+    let (head_width, width) = (shape.head_width, shape.kv_heads * shape.head_width);
+    assert!(page.len() == shape.page_bytes(), "a page of this shape");
+    assert!(keys.len() == values.len() && keys.len().is_multiple_of(width), "rows of this shape");
+    assert!(slot + keys.len() / width <= BLOCK, "positions of the page");
+    let mut both = Zeroizing::new(vec![0.0; 2 * head_width]);
+    let mut halves = Zeroizing::new(vec![0_u16; 2 * head_width]);
+    // Head by head: what sixteen positions share of a page stays in the first cache.
+    for head in 0..shape.kv_heads {
+        let place = &mut page[shape.head_offset(layer, head)..][..shape.head_bytes()];
+        let (key_tiles, value_tiles) = place.split_at_mut(BLOCK * head_width * shape.element.bytes());
+        for (slot, (keys, values)) in (slot..).zip(keys.chunks_exact(width).zip(values.chunks_exact(width))) {
+            let (key, value) = (&keys[head * head_width..][..head_width], &values[head * head_width..][..head_width]);
+            match shape.element {
+                KvElement::F32 => scatter(key_tiles, value_tiles, slot, key, value, f32::to_le_bytes),
+                KvElement::F16 => {
+                    for (place, x) in both.iter_mut().zip(key.iter().chain(value)) {
+                        *place = x.clamp(-LARGEST, LARGEST);
+                    }
+                    // Faster than one after the other by far.
+                    halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&both);
+                    let (key, value) = halves.split_at(head_width);
+                    scatter(key_tiles, value_tiles, slot, key, value, u16::to_le_bytes);
+                }
+            }
         }
     }
 }

@@ -295,15 +295,20 @@ fn cache(shape: KvShape, length: usize, random: &mut Random) -> Cache {
             cache.pages.push(vec![0; shape.page_bytes()]);
         }
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        for head in 0..shape.kv_heads {
-            let (key, value) = (random.floats(shape.head_width), random.floats(shape.head_width));
-            let page = cache.pages.last_mut().unwrap();
-            write_kv(&shape, page, shape.layers - 1, head, position % BLOCK, &key, &value);
-            keys.extend(key);
-            values.extend(value);
+        for _ in 0..shape.kv_heads {
+            keys.extend(random.floats(shape.head_width));
+            values.extend(random.floats(shape.head_width));
         }
         cache.keys.push(keys);
         cache.values.push(values);
+    }
+    // One alone, then some at once.
+    for (index, page) in cache.pages.iter_mut().enumerate() {
+        let first = index * BLOCK;
+        for rows in [first..first + 1, first + 1..length.min(first + BLOCK)] {
+            let (keys, values) = (cache.keys[rows.clone()].concat(), cache.values[rows.clone()].concat());
+            write_kv(&shape, page, shape.layers - 1, rows.start % BLOCK, &keys, &values);
+        }
     }
     cache
 }
@@ -383,7 +388,7 @@ fn what_a_row_does_not_see_does_not_reach_it() {
         let queries = random.floats(4 * 80);
         let before: Vec<_> =
             Family::all().iter().map(|&family| cache.attend(family, 0, &queries, &[66, 67, 68, 69])).collect();
-        write_kv(&shape, &mut cache.pages[1], 0, 0, 69 - BLOCK, &[1.0; 80], &[f32::NAN; 80]);
+        write_kv(&shape, &mut cache.pages[1], 0, 69 - BLOCK, &[1.0; 80], &[f32::NAN; 80]);
         for (&family, before) in Family::all().iter().zip(before) {
             let after = cache.attend(family, 0, &queries, &[66, 67, 68, 70]);
             assert_eq!(bits(&after[..240]), bits(&before[..240]), "{element:?} {family:?}");
@@ -396,7 +401,7 @@ fn what_a_row_does_not_see_does_not_reach_it() {
 fn a_key_that_is_no_number_shows() {
     let shape = KvShape { layers: 1, kv_heads: 1, head_width: 16, element: KvElement::F16 };
     let mut cache = cache(shape, 70, &mut Random(5));
-    write_kv(&shape, &mut cache.pages[1], 0, 0, 2, &[f32::NAN; 16], &[0.0; 16]);
+    write_kv(&shape, &mut cache.pages[1], 0, 2, &[f32::NAN; 16], &[0.0; 16]);
     for &family in Family::all() {
         assert!(cache.attend(family, 0, &[1.0; 16], &[70]).iter().all(|x| x.is_nan()), "{family:?}");
         assert!(cache.attend(family, 0, &[1.0; 16], &[66]).iter().all(|x| x.is_finite()), "{family:?}");

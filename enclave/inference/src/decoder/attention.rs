@@ -60,11 +60,26 @@ impl Heads<'_> {
         } else {
             for_each(&mut tasks, run);
         }
-        for (sequence, start, count, kv_head, attended) in &tasks {
-            let rows = out.chunks_exact_mut(row_width).skip(sequence.row + start).take(*count);
-            for (row, attended) in rows.zip(attended.chunks_exact(width)) {
-                row.chunks_exact_mut(width).skip(*kv_head).take(1).for_each(|place| place.copy_from_slice(attended));
+        // All heads of some rows side by side.
+        let mut left = out;
+        let mut gathered = Vec::new();
+        for heads in tasks.chunks(self.shape.kv_heads) {
+            let count = heads.first().map_or(0, |(_, _, count, _, _)| *count);
+            let Some((rows, after)) = left.split_at_mut_checked(count * row_width) else { break };
+            gathered.push((rows, heads));
+            left = after;
+        }
+        let gather = |(rows, heads): &mut (&mut [f32], &[Task<'_>])| {
+            for (index, row) in rows.chunks_exact_mut(row_width).enumerate() {
+                for (place, (.., attended)) in row.chunks_exact_mut(width).zip(*heads) {
+                    attended.chunks_exact(width).skip(index).take(1).for_each(|row| place.copy_from_slice(row));
+                }
             }
+        };
+        if work < WORK_FOR_THREADS {
+            gathered.iter_mut().for_each(gather);
+        } else {
+            for_each(&mut gathered, gather);
         }
     }
 }

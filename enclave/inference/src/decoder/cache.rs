@@ -60,9 +60,10 @@ impl KvCache {
         &self.pages
     }
 
-    /// The page of a position that was reserved: nobody else holds it.
-    pub(super) fn page_mut(&mut self, position: usize) -> Option<&mut KvPage> {
-        self.pages.get_mut(position / BLOCK).and_then(Arc::get_mut)
+    /// The pages for `count` more positions, which were reserved: nobody else holds them.
+    pub(super) fn pages_mut(&mut self, count: usize) -> impl Iterator<Item = &mut KvPage> {
+        let pages = self.pages.get_mut(self.length / BLOCK..(self.length + count).div_ceil(BLOCK));
+        pages.into_iter().flatten().filter_map(Arc::get_mut)
     }
 
     /// Takes note that every layer has got `count` more positions.

@@ -1,6 +1,6 @@
 //! From tokens to logits: one step, of all sequences that take part in it.
 
-use kernels::{Activations, BLOCK, Family, Product, add, for_each, multiply, rms_norm, swiglu, write_kv};
+use kernels::{Activations, BLOCK, Family, KvPage, Product, add, for_each, multiply, rms_norm, swiglu, write_kv};
 use zeroize::Zeroizing;
 
 use super::attention::{Attended, Heads};
@@ -111,20 +111,7 @@ impl Decoder {
         if let Some([_, _, bias]) = &layer.biases {
             values.chunks_exact_mut(key_value).for_each(|row| add(row, bias));
         }
-        let mut row = 0;
-        for run in runs.iter_mut() {
-            let first = run.cache.len();
-            let rows = row..row + run.tokens.len();
-            let keys = keys.chunks_exact(key_value).zip(values.chunks_exact(key_value)).skip(row).take(rows.len());
-            for (position, (keys, values)) in (first..).zip(keys) {
-                let Some(page) = run.cache.page_mut(position) else { continue };
-                let heads = keys.chunks_exact(self.config.head_width).zip(values.chunks_exact(self.config.head_width));
-                for (head, (key, value)) in heads.enumerate() {
-                    write_kv(&self.kv_shape, page.bytes_mut(), index, head, position % BLOCK, key, value);
-                }
-            }
-            row = rows.end;
-        }
+        self.keep(index, runs, keys, values);
         let mut row = 0;
         let mut sequences = Vec::with_capacity(runs.len());
         for run in runs.iter() {
@@ -139,6 +126,31 @@ impl Decoder {
         resize(product, rows * width);
         multiply(self.family, attended, &mut [Product { weights: &layer.attention_output, out: product }]);
         add(state, product);
+    }
+
+    /// Puts the keys and values of all rows into the pages of their sequences.
+    fn keep(&self, index: usize, runs: &mut [Run<'_>], keys: &[f32], values: &[f32]) {
+        let width = self.config.kv_width();
+        let (mut keys_left, mut values_left) = (keys, values);
+        let mut tasks = Vec::new();
+        for run in runs.iter_mut() {
+            let (mut slot, mut left) = (run.cache.len() % BLOCK, run.tokens.len());
+            for page in run.cache.pages_mut(left) {
+                let count = left.min(BLOCK - slot);
+                let ((keys, keys_after), (values, values_after)) =
+                    (keys_left.split_at(count * width), values_left.split_at(count * width));
+                tasks.push((page, slot, keys, values));
+                (keys_left, values_left, slot, left) = (keys_after, values_after, 0, left - count);
+            }
+        }
+        let keep = |(page, slot, keys, values): &mut (&mut KvPage, usize, &[f32], &[f32])| {
+            write_kv(&self.kv_shape, page.bytes_mut(), index, *slot, keys, values);
+        };
+        if keys.len() / width < ROWS_FOR_THREADS {
+            tasks.iter_mut().for_each(keep);
+        } else {
+            for_each(&mut tasks, keep);
+        }
     }
 
     /// What comes between the product and the rotation, of queries (0) and keys (1).

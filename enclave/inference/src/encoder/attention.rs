@@ -51,7 +51,7 @@ impl Heads<'_> {
         let rows = self.of_head(self.keys, first, count, head).zip(self.of_head(self.values, first, count, head));
         for (position, (key, value)) in rows.enumerate() {
             if let Some(page) = pages.get_mut(position / BLOCK) {
-                write_kv(&shape, page.bytes_mut(), 0, 0, position % BLOCK, key, value);
+                write_kv(&shape, page.bytes_mut(), 0, position % BLOCK, key, value);
             }
         }
         let pages: Vec<&[u8]> = pages.iter().map(KvPage::bytes).collect();
