@@ -312,7 +312,12 @@ unsafe fn floats<V: Vector, const FORMAT: u8, const M: usize>(
 }
 
 /// Bytes from what is read to what is asked for. Few rows are as fast as memory, which is fastest where the processor's own
-/// prefetching follows a stream: it only has to be helped over the ends of pages. More rows leave it time to forget the stream.
+/// prefetching follows a stream: it only has to be helped over the ends of pages, and is disturbed by more. More rows leave it time to
+/// forget the stream.
 const fn ahead(rows: usize) -> usize {
-    if rows <= 4 { 512 } else { 3072 }
+    match rows {
+        1 => 128,
+        2..=4 => 256,
+        _ => 3072,
+    }
 }
