@@ -54,8 +54,11 @@ fn the_plan_is_what_loading_takes() {
     let plan = Plan::from_header(&bytes).unwrap();
     let weights = file().tensors.iter().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>();
     assert_eq!(plan.parameters, weights as u64);
-    // 300 outputs of the embedding and of the output are held as 304.
-    assert_eq!(plan.weights_bytes, (weights + 2 * 4 * 256) * 4);
+    // 300 outputs of the embedding and of the output are held as 304, and after each 256 of a matrix there is a gap.
+    let file = file();
+    let matrices = file.tensors.iter().filter(|tensor| tensor.shape.len() == 2);
+    let gaps = matrices.map(|tensor| tensor.shape[0].div_ceil(256) * tensor.shape[1].div_ceil(256) * 64).sum::<usize>();
+    assert_eq!(plan.weights_bytes, (weights + 2 * 4 * 256) * 4 + gaps);
     // Two layers, keys and values, two heads of 32, four bytes each.
     assert_eq!(plan.kv_bytes_per_token, 2 * 2 * 64 * 4);
     assert_eq!(plan.context_length, 256);

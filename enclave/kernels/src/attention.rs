@@ -121,9 +121,10 @@ pub fn write_kv(shape: &KvShape, page: &mut [u8], layer: usize, slot: usize, key
     let (head_width, width) = (shape.head_width, shape.kv_heads * shape.head_width);
     assert!(page.len() == shape.page_bytes(), "a page of this shape");
     assert!(keys.len() == values.len() && keys.len().is_multiple_of(width), "rows of this shape");
-    assert!(slot + keys.len() / width <= BLOCK, "positions of the page");
-    let mut both = Zeroizing::new(vec![0.0; 2 * head_width]);
-    let mut halves = Zeroizing::new(vec![0_u16; 2 * head_width]);
+    assert!(slot <= BLOCK && keys.len() / width <= BLOCK - slot, "positions of the page");
+    let to_convert = if shape.element == KvElement::F16 { 2 * head_width } else { 0 };
+    let mut both = Zeroizing::new(vec![0.0; to_convert]);
+    let mut halves = Zeroizing::new(vec![0_u16; to_convert]);
     // Head by head: what sixteen positions share of a page stays in the first cache.
     for head in 0..shape.kv_heads {
         let place = &mut page[shape.head_offset(layer, head)..][..shape.head_bytes()];

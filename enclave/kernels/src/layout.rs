@@ -10,8 +10,8 @@ use crate::{BLOCK_INPUTS, SUPER};
 /// so on. A few rows of activations are multiplied in that order: memory is read from beginning to end, as the processor's own
 /// prefetching wants it, while the activations that belong to a super-block stay in the first cache for all tiles of the band.
 ///
-/// After the last of them a line of the cache lies free: else all super-blocks of a tile would, in some formats, lie at the same place
-/// of a page, which makes many rows slower.
+/// After each super-block of a band, those of all its tiles, a line of the cache lies free: else all super-blocks of a tile would, in
+/// some formats, lie at the same place of a page, which makes products slower.
 #[derive(Clone, Copy)]
 pub(crate) struct Layout {
     pub(crate) format: Format,
@@ -20,7 +20,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Bytes of all tiles.
+    /// Bytes of all tiles, and of the lines between them that lie free.
     pub(crate) const fn bytes(&self) -> usize {
         let gaps = self.tiles.div_ceil(BAND).saturating_mul(self.supers()).saturating_mul(LINE);
         self.tiles.saturating_mul(self.format.tile_bytes(self.inputs)).saturating_add(gaps)
@@ -54,7 +54,10 @@ impl Layout {
 
     /// Cuts the tiles from `tile` on out of the bytes of the matrix, as many as are wanted: of each its super-blocks.
     pub(crate) fn cut<'a>(&self, bytes: &'a mut [u8], tile: usize, tiles: usize) -> Vec<Vec<&'a mut [u8]>> {
-        let end = self.tiles.min(tile + tiles);
+        let end = self.tiles.min(tile.saturating_add(tiles));
+        if tile >= end {
+            return Vec::new();
+        }
         let mut cut: Vec<_> = (tile..end).map(|_| Vec::with_capacity(self.supers())).collect();
         let mut left = &mut bytes[self.offset(tile / BAND * BAND, 0)..];
         for first in (tile / BAND * BAND..end).step_by(BAND) {

@@ -55,7 +55,8 @@ pub fn multiply(family: Family, activations: &Activations, products: &mut [Produ
     }
     let tiles: usize = jobs.iter().map(|job| job.layout.tiles).sum();
     let together = tiles.div_ceil(threads * TASKS_OF_A_THREAD);
-    let together = if together < BAND { together.next_power_of_two().max(2) } else { together.next_multiple_of(BAND) };
+    // Whole bands, or as many tiles as divide one: better a few tasks more than one that all others wait for.
+    let together = if together < BAND { 1 << together.ilog2().max(1) } else { together / BAND * BAND };
     let mut tasks: Vec<(&Job, usize)> =
         jobs.iter().flat_map(|job| (0..job.layout.tiles).step_by(together).map(move |first| (job, first))).collect();
     for_each(&mut tasks, |(job, first)| job.run(family, *first, job.layout.tiles.min(*first + together)));
@@ -119,9 +120,11 @@ impl Job {
             scratch.zeroize();
             return;
         }
+        // More rows of floats than are multiplied at once read their weights again: one tile, which is still in a cache.
+        let together = if self.rows > few { 1 } else { BAND };
         let mut tile = first;
         while tile < end {
-            let tiles = (tile + 1).next_multiple_of(BAND).min(end) - tile;
+            let tiles = (tile + 1).next_multiple_of(together).min(end) - tile;
             for row in (0..self.rows).step_by(few) {
                 // SAFETY: as above.
                 unsafe { self.block(family, Place { row, rows: few.min(self.rows - row), tile, tiles }) };
@@ -217,7 +220,7 @@ struct Place {
     row: usize,
     rows: usize,
     tile: usize,
-    /// All of one band.
+    /// They lie within one band.
     tiles: usize,
 }
 

@@ -209,13 +209,18 @@ fn results_have_the_same_bits_on_every_architecture() {
 #[test]
 fn threads_change_no_bit() {
     let mut random = Random(2);
-    let packed = Packed::pack(Format::Q4K, 1000, 512, &tensor(Format::Q4K, 1000, 512, &mut random)).unwrap();
-    let rows = random.floats(200 * 512);
-    let on = |threads: usize| {
-        let team = kernels::Team::new(threads).unwrap();
-        team.run(|| bits(&product(Family::best(), &packed, &rows)))
-    };
-    assert!(on(1) == on(3));
+    // Of some hundred tiles a task is a part of a band, of some thousand it is several.
+    for outputs in [1000, 9000] {
+        let packed = Packed::pack(Format::Q4K, outputs, 512, &tensor(Format::Q4K, outputs, 512, &mut random)).unwrap();
+        for count in [1, 3, 9, 200] {
+            let rows = random.floats(count * 512);
+            let on = |threads: usize| {
+                let team = kernels::Team::new(threads).unwrap();
+                team.run(|| bits(&product(Family::best(), &packed, &rows)))
+            };
+            assert!(on(1) == on(3) && on(1) == on(11), "{outputs} {count}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::plan::gap_bytes;
 use crate::safetensors::{Header, SafetensorsError, TensorInfo};
 
 /// The shape of an encoder of the BERT family (Devlin et al. 2018), from its `config.json`.
@@ -200,10 +201,13 @@ pub fn is_left_out(tensor: &str) -> bool {
     tensor == "embeddings.position_ids" || tensor.starts_with("pooler.")
 }
 
-/// As many as in the file, but that outputs of a matrix are taken by 16.
+/// As many as in the file, but that outputs of a matrix are taken by 16, and that there are gaps.
 fn resident_bytes(info: &TensorInfo) -> usize {
     match *info.shape.as_slice() {
-        [outputs, inputs] => outputs.next_multiple_of(16).saturating_mul(inputs).saturating_mul(info.dtype.bytes()),
+        [outputs, inputs] => {
+            let weights = outputs.next_multiple_of(16).saturating_mul(inputs).saturating_mul(info.dtype.bytes());
+            weights.saturating_add(gap_bytes(outputs, inputs))
+        }
         _ => info.elements().saturating_mul(size_of::<f32>()),
     }
 }

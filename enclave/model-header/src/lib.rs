@@ -13,4 +13,6 @@ pub use config::{Architecture, Config, ConfigError, RopeScaling};
 pub use encoder::{
     EncoderConfig, EncoderConfigError, EncoderPlan, EncoderPlanError, MAX_TEXT_BYTES, ROWS_TOGETHER, is_left_out,
 };
-pub use plan::{Activations, KV_PAGE, MOST_GUESSING, PROMPT_CHUNK, Plan, PlanError, READ_AT_ONCE, bytes_at_once};
+pub use plan::{
+    Activations, KV_PAGE, MOST_GUESSING, PROMPT_CHUNK, Plan, PlanError, READ_AT_ONCE, bytes_at_once, resident_bytes,
+};

@@ -138,9 +138,10 @@ pub fn bytes_at_once(info: &TensorInfo) -> usize {
     rows.min(outputs).saturating_mul(row)
 }
 
-/// Bytes that weights of `info` take in memory: as many as in the file, but that outputs are taken by 16, and that the scales of the
-/// K formats lie apart (`kernels::Format`; the engine's `tests/footprint.rs` holds both together).
-fn resident_bytes(info: &TensorInfo) -> usize {
+/// Bytes that weights of `info` take in memory: as many as in the file, but that outputs are taken by 16, that the scales of the K formats
+/// lie apart, and that there are gaps (`kernels::Format`; a test of the engine's `decoder/weights.rs` holds both together).
+#[must_use]
+pub fn resident_bytes(info: &TensorInfo) -> usize {
     let &[outputs, inputs] = info.shape.as_slice() else { return info.elements().saturating_mul(size_of::<f32>()) };
     let row = match info.kind {
         TensorType::Q4K => inputs.saturating_mul(148) / 256,
@@ -148,7 +149,12 @@ fn resident_bytes(info: &TensorInfo) -> usize {
         TensorType::Q6K => inputs.saturating_mul(212) / 256,
         kind => inputs / kind.block_size() * kind.block_bytes(),
     };
-    outputs.next_multiple_of(TILE_OUTPUTS).saturating_mul(row)
+    outputs.next_multiple_of(TILE_OUTPUTS).saturating_mul(row).saturating_add(gap_bytes(outputs, inputs))
+}
+
+/// Bytes that are left free in a packed matrix: a line of the cache for 256 outputs of 256 inputs.
+pub(crate) fn gap_bytes(outputs: usize, inputs: usize) -> usize {
+    outputs.div_ceil(256).saturating_mul(inputs.div_ceil(256)).saturating_mul(64)
 }
 
 /// What computing takes beside weights and KV cache, at most. In numbers of f32, counted off the engine's code

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 /// The queries of one sequence in a step, and the pages that hold its keys and values, those of the step included.
 pub(super) struct Attended<'a> {
-    /// The first of its rows in the step.
+    /// The first of its rows in the step: where those of the sequence before it end.
     pub(super) row: usize,
     /// Position of that row in the sequence.
     pub(super) first: usize,
@@ -61,6 +61,7 @@ impl Heads<'_> {
             for_each(&mut tasks, run);
         }
         // All heads of some rows side by side.
+        let are_few = out.len() < COPIES_FOR_THREADS;
         let mut left = out;
         let mut gathered = Vec::new();
         for heads in tasks.chunks(self.shape.kv_heads) {
@@ -76,7 +77,7 @@ impl Heads<'_> {
                 }
             }
         };
-        if work < WORK_FOR_THREADS {
+        if are_few {
             gathered.iter_mut().for_each(gather);
         } else {
             for_each(&mut gathered, gather);
@@ -91,3 +92,5 @@ type Task<'a> = (&'a Attended<'a>, usize, usize, usize, Zeroizing<Vec<f32>>);
 const ROWS_OF_A_TASK: usize = 32;
 /// Multiplications from which handing heads to other threads costs less than it saves.
 const WORK_FOR_THREADS: usize = 1 << 17;
+/// Elements from which it does for what is only copied.
+const COPIES_FOR_THREADS: usize = 1 << 16;

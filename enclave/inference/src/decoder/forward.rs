@@ -131,17 +131,18 @@ impl Decoder {
     /// Puts the keys and values of all rows into the pages of their sequences.
     fn keep(&self, index: usize, runs: &mut [Run<'_>], keys: &[f32], values: &[f32]) {
         let width = self.config.kv_width();
-        let (mut keys_left, mut values_left) = (keys, values);
+        let mut row = 0;
         let mut tasks = Vec::new();
         for run in runs.iter_mut() {
-            let (mut slot, mut left) = (run.cache.len() % BLOCK, run.tokens.len());
-            for page in run.cache.pages_mut(left) {
-                let count = left.min(BLOCK - slot);
-                let ((keys, keys_after), (values, values_after)) =
-                    (keys_left.split_at(count * width), values_left.split_at(count * width));
+            let end = row + run.tokens.len();
+            let mut slot = run.cache.len() % BLOCK;
+            for page in run.cache.pages_mut(run.tokens.len()) {
+                let rows = row * width..end.min(row + BLOCK - slot) * width;
+                let (Some(keys), Some(values)) = (keys.get(rows.clone()), values.get(rows.clone())) else { continue };
                 tasks.push((page, slot, keys, values));
-                (keys_left, values_left, slot, left) = (keys_after, values_after, 0, left - count);
+                (row, slot) = (rows.end / width, 0);
             }
+            row = end;
         }
         let keep = |(page, slot, keys, values): &mut (&mut KvPage, usize, &[f32], &[f32])| {
             write_kv(&self.kv_shape, page.bytes_mut(), index, *slot, keys, values);

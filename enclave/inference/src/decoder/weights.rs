@@ -342,3 +342,39 @@ fn format(tensor: &str, kind: TensorType) -> Result<Format, WeightsError> {
 const SUPPORTED: &str = "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
 const OUTPUT: &str = "output.weight";
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+#[cfg(test)]
+mod tests {
+    use model_header::gguf::TensorInfo;
+    use model_header::resident_bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_plan_counts_what_the_kernels_take() {
+        let kinds = [
+            TensorType::F32,
+            TensorType::F16,
+            TensorType::Bf16,
+            TensorType::Q4_0,
+            TensorType::Q4_1,
+            TensorType::Q5_0,
+            TensorType::Q5_1,
+            TensorType::Q8_0,
+            TensorType::Q4K,
+            TensorType::Q5K,
+            TensorType::Q6K,
+        ];
+        for kind in kinds {
+            for (outputs, inputs) in [(1, 256), (300, 2048), (8200, 768), (4096, 288), (17, 32)] {
+                if inputs % kind.block_size() != 0 {
+                    continue;
+                }
+                let bytes = outputs * inputs / kind.block_size() * kind.block_bytes();
+                let info = TensorInfo { shape: vec![outputs, inputs], kind, offset: 0, bytes };
+                let taken = format("a", kind).unwrap().packed_bytes(outputs, inputs);
+                assert_eq!(resident_bytes(&info), taken, "{kind:?} {outputs} {inputs}");
+            }
+        }
+    }
+}

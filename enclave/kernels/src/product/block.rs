@@ -1,6 +1,8 @@
 //! A few rows times the tiles of a band: what a step of a few answers spends its time in. Weights are read once, from memory, in the
 //! order in which they lie.
 
+use zeroize::Zeroize;
+
 use super::rows::QuantisedRows;
 use super::{BF16, F16, F32, Job, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q8_0};
 use crate::format::{K_HEAD, Q6_HEAD};
@@ -11,7 +13,7 @@ use crate::{BLOCK_INPUTS, LANES, SUPER};
 /// `M` rows times some tiles of a band.
 ///
 /// # Safety
-/// `place` must be within `job`, with `M` rows.
+/// `place` must be within `job`, with `M` rows, and within a band.
 #[inline(always)]
 pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: all offsets are those of the format, within tiles and rows that the job has.
@@ -54,6 +56,7 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Jo
                     let mut last = [0.0_f32; LANES];
                     result[row].store(last.as_mut_ptr());
                     std::ptr::copy_nonoverlapping(last.as_ptr(), out, job.outputs - column);
+                    last.zeroize();
                 }
             }
         }
