@@ -13,6 +13,8 @@
 
 #[path = "making/mod.rs"]
 mod making;
+#[path = "memory/mod.rs"]
+mod memory;
 
 use std::ops::ControlFlow;
 use std::process::Command;
@@ -20,14 +22,8 @@ use std::time::{Duration, Instant};
 
 use inference::{Asker, CONSTRAINT_BYTES, Cancel, Form, GenerateError, LoadOptions, Model, Sampling, Token};
 use making::{Shape, random_model};
+use memory::{reset_peak, resident};
 use zeroize::Zeroizing;
-
-/// Bytes: `VmRSS` or `VmHWM` of proc(5).
-fn resident(field: &str) -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("proc(5) has it");
-    line.trim_start_matches(':').split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024
-}
 
 fn repeated(count: usize, one: impl Fn(usize) -> String) -> String {
     (0..count).map(one).collect::<Vec<_>>().join(",")
@@ -221,7 +217,7 @@ fn measure(index: usize) {
     // What any answer takes, and what the first form takes for all.
     run(None).2.unwrap();
     run(Some(Form::JsonObject)).2.unwrap();
-    std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+    reset_peak();
     let before = resident("VmRSS");
     let (making, made_bytes, end, count, slowest) = run(Some(form));
     let peak = resident("VmHWM").saturating_sub(before);
@@ -233,7 +229,7 @@ fn measure(index: usize) {
     println!("{said}");
     assert!(matches!(end, Ok(_) | Err(GenerateError::Constraint(_))), "{said}");
     assert!(making < MAKING && slowest < TOKEN, "{said}");
-    assert!(peak < CONSTRAINT_BYTES, "{said}");
+    assert!(peak < CONSTRAINT_BYTES as u64, "{said}");
 }
 
 #[test]
@@ -303,12 +299,12 @@ fn of_a_vocabulary() {
         model.generate(&prompt, &sampling, 3, &Cancel::new(), &mut |_| ControlFlow::Continue(())).unwrap();
     };
     run(None);
-    std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+    reset_peak();
     let before = resident("VmRSS");
     run(Some(Form::JsonObject));
-    let (taken, planned) = (resident("VmHWM") - before, usize::try_from(model.form_bytes()).unwrap());
+    let (taken, planned) = (resident("VmHWM") - before, model.form_bytes());
     println!("taken {taken}, planned {planned} and {CONSTRAINT_BYTES}");
-    assert!(taken < planned + CONSTRAINT_BYTES / 4, "{taken} bytes, of {planned} planned");
+    assert!(taken < planned + (CONSTRAINT_BYTES / 4) as u64, "{taken} bytes, of {planned} planned");
     assert!(planned < 3 * taken, "the plan asks for {planned} bytes, where {taken} were taken");
 }
 

@@ -13,6 +13,8 @@
 
 #[path = "encoding/mod.rs"]
 mod encoding;
+#[path = "memory/mod.rs"]
+mod memory;
 
 use std::fs::File;
 use std::path::Path;
@@ -20,6 +22,7 @@ use std::process::Command;
 
 use encoding::{Files, Tensor, safetensors};
 use inference::{Cancel, EmbedOptions, Encoder, EncoderPlan, LoadOptions, MAX_TEXT_BYTES, MAX_TEXTS};
+use memory::{reset_peak, resident};
 use serde_json::json;
 
 /// Larger than what an allocator and a stack add: 20 MB of words, 19 MB of layers.
@@ -67,18 +70,6 @@ fn large() -> Files {
     }
     files.tokenizer = serde_json::to_vec(&tokenizer).unwrap();
     files
-}
-
-/// Bytes: `VmRSS` or `VmHWM` of proc(5).
-fn resident(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("proc(5) has it");
-    line.trim_start_matches(':').split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
-}
-
-/// proc(5), clear_refs: "5: reset the peak resident set size to the process's current value".
-fn reset_peak() {
-    std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
 }
 
 #[test]

@@ -13,6 +13,8 @@
 
 #[path = "making/mod.rs"]
 mod making;
+#[path = "memory/mod.rs"]
+mod memory;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -21,13 +23,7 @@ use std::process::Command;
 use candle_core::quantized::GgmlDType;
 use inference::{Cancel, LoadOptions, Model, Plan, Sampling};
 use making::{Shape, random_model};
-
-/// Bytes: `VmRSS` or `VmHWM` of proc(5).
-fn resident(field: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("proc(5) has it");
-    line.trim_start_matches(':').split_whitespace().next().unwrap().parse::<u64>().unwrap() * 1024
-}
+use memory::{reset_peak, resident};
 
 /// Loads and answers in this process, and holds both against the plan.
 fn measure(file: &Path, prompt: usize) {
@@ -38,8 +34,7 @@ fn measure(file: &Path, prompt: usize) {
     // "Resident memory at most 1.1x the file": of the weights, whose formats hardly grow.
     assert!(plan.weights_bytes as f64 <= 1.1 * bytes as f64, "{} bytes of weights", plan.weights_bytes);
     let options = LoadOptions { threads: 2 };
-    // proc(5), clear_refs: "5: reset the peak resident set size to the process's current value".
-    std::fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+    reset_peak();
     let before = resident("VmRSS");
     let model = Model::read(&mut file, bytes, &options).unwrap();
     let peak = resident("VmHWM") - before;
