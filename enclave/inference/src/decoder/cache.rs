@@ -60,10 +60,10 @@ impl KvCache {
         &self.pages
     }
 
-    /// The pages for `count` more positions, which were reserved: nobody else holds them.
-    pub(super) fn pages_mut(&mut self, count: usize) -> impl Iterator<Item = &mut KvPage> {
+    /// The pages for `count` more positions, which were reserved: nobody else holds them. None in the place of one that is shared.
+    pub(super) fn pages_mut(&mut self, count: usize) -> impl Iterator<Item = Option<&mut KvPage>> {
         let pages = self.pages.get_mut(self.length / BLOCK..(self.length + count).div_ceil(BLOCK));
-        pages.into_iter().flatten().filter_map(Arc::get_mut)
+        pages.into_iter().flatten().map(Arc::get_mut)
     }
 
     /// Takes note that every layer has got `count` more positions.

@@ -138,9 +138,11 @@ impl Decoder {
             let mut slot = run.cache.len() % BLOCK;
             for page in run.cache.pages_mut(run.tokens.len()) {
                 let rows = row * width..end.min(row + BLOCK - slot) * width;
-                let (Some(keys), Some(values)) = (keys.get(rows.clone()), values.get(rows.clone())) else { continue };
-                tasks.push((page, slot, keys, values));
-                (row, slot) = (rows.end / width, 0);
+                let first = std::mem::take(&mut slot);
+                row = rows.end / width;
+                if let (Some(page), Some(keys), Some(values)) = (page, keys.get(rows.clone()), values.get(rows)) {
+                    tasks.push((page, first, keys, values));
+                }
             }
             row = end;
         }
