@@ -49,19 +49,29 @@ mod tests {
         Decoder::load(Config::read(&header).unwrap(), &header, &mut &file[header.data_offset()..]).unwrap()
     }
 
-    /// A sequence that is read in parts, with strangers beside it in every step. Gives the logits after it, as bits.
+    /// A sequence that is read in parts, with strangers beside it in every step, of whom some want logits of all, some of none of
+    /// their tokens. Gives the logits after it, as bits.
     fn logits(decoder: &Decoder, tokens: &[u32], part: usize, strangers: usize) -> Vec<u32> {
         let (mut cache, mut scratch) = (KvCache::new(), Scratch::default());
         let mut others: Vec<KvCache> = (0..strangers).map(|_| KvCache::new()).collect();
         let mut last = Vec::new();
-        for (step, tokens) in tokens.chunks(part).enumerate() {
+        let mut parts = tokens.chunks(part).enumerate().peekable();
+        while let Some((step, tokens)) = parts.next() {
             let strange: Vec<Vec<u32>> = (0..strangers).map(|n| vec![(7 * n + step) as u32 % 90 + 4; n + 1]).collect();
-            let mut runs: Vec<Run<'_>> =
-                others.iter_mut().zip(&strange).map(|(cache, tokens)| Run { cache, tokens, wants_logits: 1 }).collect();
-            runs.insert(strangers / 2, Run { cache: &mut cache, tokens, wants_logits: 1 });
+            let mut runs: Vec<Run<'_>> = (step..)
+                .zip(others.iter_mut().zip(&strange))
+                .map(|(n, (cache, tokens))| Run { cache, tokens, wants_logits: n % (tokens.len() + 1) })
+                .collect();
+            let before: usize = runs[..strangers / 2].iter().map(|run| run.wants_logits).sum();
+            let wants_logits = if parts.peek().is_none() { tokens.len().min(2) } else { step % 2 };
+            runs.insert(strangers / 2, Run { cache: &mut cache, tokens, wants_logits });
+            let wanted: usize = runs.iter().map(|run| run.wants_logits).sum();
             let Ok(logits) = decoder.step(&mut runs, &mut scratch, &|| false) else { panic!("nobody abandons it") };
-            let own = logits.chunks_exact(decoder.config.vocabulary).nth(strangers / 2).unwrap();
-            last = own.iter().map(|x| x.to_bits()).collect();
+            let rows: Vec<_> = logits.chunks_exact(decoder.config.vocabulary).collect();
+            assert_eq!(rows.len(), wanted);
+            if wants_logits > 0 {
+                last = rows[before + wants_logits - 1].iter().map(|x| x.to_bits()).collect();
+            }
         }
         last
     }

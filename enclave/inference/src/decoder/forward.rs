@@ -4,6 +4,7 @@ use kernels::{Activations, BLOCK, Family, KvPage, Product, add, for_each, multip
 use zeroize::Zeroizing;
 
 use super::attention::{Attended, Heads};
+use super::rope::Rotation;
 use super::weights::Layer;
 use super::{Decoder, KvCache};
 
@@ -65,45 +66,47 @@ impl Decoder {
                 return Err(Abandoned);
             }
             self.attend(index, layer, runs, &rotation, scratch);
+            if scratch.state.is_empty() {
+                break;
+            }
             self.feed_forward(layer, scratch);
         }
         for run in runs.iter_mut() {
             run.cache.advance(run.tokens.len());
         }
-        Ok(self.logits(runs, scratch))
+        Ok(self.logits(scratch))
     }
 
-    fn attend(
-        &self,
-        index: usize,
-        layer: &Layer,
-        runs: &mut [Run<'_>],
-        rotation: &super::rope::Rotation,
-        scratch: &mut Scratch,
-    ) {
+    /// In the last layer, leaves in `state` only the rows whose logits are wanted: of the others, only keys and values are used again.
+    fn attend(&self, index: usize, layer: &Layer, runs: &mut [Run<'_>], rotation: &Rotation, scratch: &mut Scratch) {
         let (width, query, key_value) = (self.config.width, self.config.query_width(), self.config.kv_width());
         let Scratch { state, normed, queries, keys, values, attended, product, .. } = scratch;
         let rows = state.len() / width;
+        let goes_on = |run: &Run<'_>| {
+            if index + 1 == self.weights.layers.len() { run.wants_logits } else { run.tokens.len() }
+        };
+        let left: usize = runs.iter().map(goes_on).sum();
         norm(self.family, state, &layer.attention_norm, self.config.rms_epsilon, normed.rows_mut(rows, width));
         normed.quantise(self.family);
-        resize(queries, rows * query);
+        resize(queries, left * query);
         resize(keys, rows * key_value);
         resize(values, rows * key_value);
-        multiply(
-            self.family,
-            normed,
-            &mut [
-                Product { weights: &layer.query, out: queries },
-                Product { weights: &layer.key, out: keys },
-                Product { weights: &layer.value, out: values },
-            ],
-        );
-        let scale = 1.0 / (self.config.head_width as f32).sqrt();
-        each_row(queries, query, |row, queries| {
-            self.position(layer, 0, queries);
-            rotation.apply(row, queries);
-            queries.iter_mut().for_each(|x| *x *= scale);
-        });
+        let of_keys = Product { weights: &layer.key, out: keys };
+        let of_values = Product { weights: &layer.value, out: values };
+        let of_queries = Product { weights: &layer.query, out: queries };
+        let narrowed;
+        let rotation_of_queries = if left == rows {
+            multiply(self.family, normed, &mut [of_queries, of_keys, of_values]);
+            rotation
+        } else {
+            multiply(self.family, normed, &mut [of_keys, of_values]);
+            let positions = narrow(state, width, runs);
+            norm(self.family, state, &layer.attention_norm, self.config.rms_epsilon, normed.rows_mut(left, width));
+            normed.quantise(self.family);
+            multiply(self.family, normed, &mut [of_queries]);
+            narrowed = self.weights.rope.rotation(&positions);
+            &narrowed
+        };
         each_row(keys, key_value, |row, keys| {
             self.position(layer, 1, keys);
             rotation.apply(row, keys);
@@ -112,18 +115,28 @@ impl Decoder {
             values.chunks_exact_mut(key_value).for_each(|row| add(row, bias));
         }
         self.keep(index, runs, keys, values);
+        if left == 0 {
+            return;
+        }
+        let scale = 1.0 / (self.config.head_width as f32).sqrt();
+        each_row(queries, query, |row, queries| {
+            self.position(layer, 0, queries);
+            rotation_of_queries.apply(row, queries);
+            queries.iter_mut().for_each(|x| *x *= scale);
+        });
         let mut row = 0;
         let mut sequences = Vec::with_capacity(runs.len());
         for run in runs.iter() {
-            let count = run.tokens.len();
-            sequences.push(Attended { row, first: run.cache.len(), count, pages: run.cache.pages() });
+            let count = goes_on(run);
+            let first = run.cache.len() + run.tokens.len() - count;
+            sequences.push(Attended { row, first, count, pages: run.cache.pages() });
             row += count;
         }
         let group = self.config.heads / self.config.kv_heads;
         let heads = Heads { family: self.family, shape: &self.kv_shape, layer: index, group };
-        heads.attend(&sequences, queries, attended.rows_mut(rows, query));
+        heads.attend(&sequences, queries, attended.rows_mut(left, query));
         attended.quantise(self.family);
-        resize(product, rows * width);
+        resize(product, left * width);
         multiply(self.family, attended, &mut [Product { weights: &layer.attention_output, out: product }]);
         add(state, product);
     }
@@ -193,29 +206,35 @@ impl Decoder {
         add(state, product);
     }
 
-    fn logits(&self, runs: &[Run<'_>], scratch: &mut Scratch) -> Zeroizing<Vec<f32>> {
+    /// Of all rows that are left.
+    fn logits(&self, scratch: &mut Scratch) -> Zeroizing<Vec<f32>> {
         let width = self.config.width;
-        let wanted: usize = runs.iter().map(|run| run.wants_logits).sum();
-        let mut logits = Zeroizing::new(vec![0.0; wanted * self.config.vocabulary]);
-        if wanted == 0 {
-            return logits;
+        let Scratch { state, last, .. } = scratch;
+        let rows = state.len() / width;
+        let mut logits = Zeroizing::new(vec![0.0; rows * self.config.vocabulary]);
+        if rows > 0 {
+            norm(self.family, state, &self.weights.output_norm, self.config.rms_epsilon, last.rows_mut(rows, width));
+            last.quantise(self.family);
+            let weights = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
+            multiply(self.family, last, &mut [Product { weights, out: &mut logits }]);
         }
-        let mut end = 0;
-        let rows = runs.iter().flat_map(|run| {
-            end += run.tokens.len();
-            end - run.wants_logits..end
-        });
-        let places = scratch.last.rows_mut(wanted, width).chunks_exact_mut(width);
-        for (row, place) in rows.zip(places) {
-            if let Some(state) = scratch.state.chunks_exact(width).nth(row) {
-                rms_norm(self.family, state, &self.weights.output_norm, self.config.rms_epsilon, place);
-            }
-        }
-        scratch.last.quantise(self.family);
-        let weights = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
-        multiply(self.family, &scratch.last, &mut [Product { weights, out: &mut logits }]);
         logits
     }
+}
+
+/// Moves the rows whose logits are wanted to the front, and forgets the others. Gives their positions.
+fn narrow(state: &mut Zeroizing<Vec<f32>>, width: usize, runs: &[Run<'_>]) -> Vec<usize> {
+    let (mut end, mut kept, mut positions) = (0, 0, Vec::new());
+    for run in runs {
+        end += run.tokens.len();
+        let wanted = (end - run.wants_logits) * width..end * width;
+        kept += wanted.len();
+        state.copy_within(wanted.clone(), kept - wanted.len());
+        let after = run.cache.len() + run.tokens.len();
+        positions.extend(after - run.wants_logits..after);
+    }
+    state.truncate(kept);
+    positions
 }
 
 /// Makes a buffer longer or shorter; one that must move is wiped where it was.
