@@ -22,8 +22,9 @@ pub struct Activations {
     floats: Vec<f32>,
     codes: Vec<i8>,
     scales: Vec<f32>,
-    /// Sums of 16 codes, and of 32: what a weight's offset is multiplied with.
-    sums16: Vec<i16>,
+    /// For each 16 codes, where a sum of products with codes of Q6_K begins, which say 32 more than they mean.
+    starts16: Vec<i32>,
+    /// Sums of 32 codes: what a weight's offset or minimum is multiplied with.
     sums32: Vec<i16>,
 }
 
@@ -40,7 +41,7 @@ impl Activations {
         // What was quantised before is not of these rows.
         self.codes.clear();
         self.scales.clear();
-        self.sums16.clear();
+        self.starts16.clear();
         self.sums32.clear();
         resize(&mut self.floats, rows * inputs);
         (self.rows, self.inputs) = (rows, inputs);
@@ -75,41 +76,41 @@ impl Activations {
         }
         resize(&mut self.codes, rows * blocks * BLOCK_INPUTS);
         resize(&mut self.scales, rows * blocks.div_ceil(SUPER));
-        resize(&mut self.sums16, rows * blocks * 2);
+        resize(&mut self.starts16, rows * blocks * 2);
         resize(&mut self.sums32, rows * blocks);
         // Super-blocks of eight blocks, those of all rows one after the other; then the last ones, which may be shorter.
         let whole = blocks / SUPER;
         let (codes, codes_left) = self.codes.split_at_mut(rows * whole * SUPER_INPUTS);
         let (scales, scales_left) = self.scales.split_at_mut(rows * whole);
-        let (sums16, sums16_left) = self.sums16.split_at_mut(rows * whole * 2 * SUPER);
+        let (starts16, starts16_left) = self.starts16.split_at_mut(rows * whole * 2 * SUPER);
         let (sums32, sums32_left) = self.sums32.split_at_mut(rows * whole * SUPER);
         let left = blocks % SUPER;
         let floats = &self.floats;
         let row_of = |index: usize, first: usize, count: usize| &floats[index * inputs + first..][..count];
         let parts = codes.chunks_mut(SUPERS_OF_A_TASK * SUPER_INPUTS).zip(scales.chunks_mut(SUPERS_OF_A_TASK));
-        let sums = sums16.chunks_mut(SUPERS_OF_A_TASK * 2 * SUPER).zip(sums32.chunks_mut(SUPERS_OF_A_TASK * SUPER));
+        let sums = starts16.chunks_mut(SUPERS_OF_A_TASK * 2 * SUPER).zip(sums32.chunks_mut(SUPERS_OF_A_TASK * SUPER));
         let mut tasks: Vec<_> = parts.zip(sums).enumerate().collect();
-        for_each(&mut tasks, |(task, ((codes, scales), (sums16, sums32)))| {
+        for_each(&mut tasks, |(task, ((codes, scales), (starts16, sums32)))| {
             let parts = codes.chunks_exact_mut(SUPER_INPUTS).zip(scales.iter_mut());
-            let sums = sums16.chunks_exact_mut(2 * SUPER).zip(sums32.chunks_exact_mut(SUPER));
-            for (index, ((codes, scale), (sums16, sums32))) in (*task * SUPERS_OF_A_TASK..).zip(parts.zip(sums)) {
+            let sums = starts16.chunks_exact_mut(2 * SUPER).zip(sums32.chunks_exact_mut(SUPER));
+            for (index, ((codes, scale), (starts16, sums32))) in (*task * SUPERS_OF_A_TASK..).zip(parts.zip(sums)) {
                 let floats = row_of(index % rows, index / rows * SUPER_INPUTS, SUPER_INPUTS);
-                quantise_super(family, floats, codes, scale, sums16, sums32);
+                quantise_super(family, floats, codes, scale, starts16, sums32);
             }
         });
         if left > 0 {
-            let parts = codes_left.chunks_exact_mut(left * BLOCK_INPUTS).zip(sums16_left.chunks_exact_mut(2 * left));
+            let parts = codes_left.chunks_exact_mut(left * BLOCK_INPUTS).zip(starts16_left.chunks_exact_mut(2 * left));
             let parts = parts.zip(sums32_left.chunks_exact_mut(left)).zip(scales_left).enumerate();
-            for (row, (((codes, sums16), sums32), scale)) in parts {
+            for (row, (((codes, starts16), sums32), scale)) in parts {
                 let floats = row_of(row, whole * SUPER_INPUTS, left * BLOCK_INPUTS);
-                quantise_super(family, floats, codes, scale, sums16, sums32);
+                quantise_super(family, floats, codes, scale, starts16, sums32);
             }
         }
     }
 
     pub(crate) fn view(&self) -> View<'_> {
-        let Self { rows, inputs, floats, codes, scales, sums16, sums32 } = self;
-        View { rows: *rows, inputs: *inputs, floats, codes, scales, sums16, sums32 }
+        let Self { rows, inputs, floats, codes, scales, starts16, sums32 } = self;
+        View { rows: *rows, inputs: *inputs, floats, codes, scales, starts16, sums32 }
     }
 }
 
@@ -121,12 +122,12 @@ pub(crate) struct View<'a> {
     pub(crate) floats: &'a [f32],
     pub(crate) codes: &'a [i8],
     pub(crate) scales: &'a [f32],
-    pub(crate) sums16: &'a [i16],
+    pub(crate) starts16: &'a [i32],
     pub(crate) sums32: &'a [i16],
 }
 
 for_each_family!(fn quantise_super = quantise(
-    floats: &[f32], codes: &mut [i8], scale: &mut f32, sums16: &mut [i16], sums32: &mut [i16],
+    floats: &[f32], codes: &mut [i8], scale: &mut f32, starts16: &mut [i32], sums32: &mut [i16],
 ));
 
 #[inline(always)]
@@ -134,11 +135,11 @@ unsafe fn quantise<V: Vector>(
     floats: &[f32],
     codes: &mut [i8],
     scale: &mut f32,
-    sums16: &mut [i16],
+    starts16: &mut [i32],
     sums32: &mut [i16],
 ) {
     let (chunks, _) = floats.as_chunks::<LANES>();
-    assert!(codes.len() == chunks.len() * LANES && sums16.len() == chunks.len(), "room for every code");
+    assert!(codes.len() == chunks.len() * LANES && starts16.len() == chunks.len(), "room for every code");
     // SAFETY: chunks of 16 elements, and as many codes.
     unsafe {
         let zero = V::splat(0.0);
@@ -163,11 +164,11 @@ unsafe fn quantise<V: Vector>(
             V::store_i8(rounded, codes.as_mut_ptr().add(place * LANES));
         }
     }
-    for (sum, codes) in sums16.iter_mut().zip(codes.as_chunks::<LANES>().0) {
-        *sum = codes.iter().map(|&code| i16::from(code)).sum();
-    }
-    for (sum, halves) in sums32.iter_mut().zip(sums16.as_chunks::<2>().0) {
-        *sum = halves[0] + halves[1];
+    let halves = codes.as_chunks::<LANES>().0.as_chunks::<2>().0;
+    for ((starts, sum32), halves) in starts16.as_chunks_mut::<2>().0.iter_mut().zip(sums32).zip(halves) {
+        let sums = halves.map(|codes| codes.iter().map(|&code| i16::from(code)).sum::<i16>());
+        *starts = sums.map(|sum| -32 * i32::from(sum));
+        *sum32 = sums[0] + sums[1];
     }
 }
 
@@ -183,11 +184,11 @@ fn resize<T: Default + Copy + Zeroize>(buffer: &mut Vec<T>, length: usize) {
 
 impl Drop for Activations {
     fn drop(&mut self) {
-        let Self { rows: _, inputs: _, floats, codes, scales, sums16, sums32 } = self;
+        let Self { rows: _, inputs: _, floats, codes, scales, starts16, sums32 } = self;
         floats.zeroize();
         codes.zeroize();
         scales.zeroize();
-        sums16.zeroize();
+        starts16.zeroize();
         sums32.zeroize();
     }
 }

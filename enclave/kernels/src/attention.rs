@@ -134,8 +134,10 @@ pub fn write_kv(shape: &KvShape, page: &mut [u8], layer: usize, slot: usize, key
             match shape.element {
                 KvElement::F32 => scatter(key_tiles, value_tiles, slot, key, value, f32::to_le_bytes),
                 KvElement::F16 => {
-                    for (place, x) in both.iter_mut().zip(key.iter().chain(value)) {
-                        *place = x.clamp(-LARGEST, LARGEST);
+                    for (places, elements) in both.chunks_exact_mut(head_width).zip([key, value]) {
+                        for (place, x) in places.iter_mut().zip(elements) {
+                            *place = x.clamp(-LARGEST, LARGEST);
+                        }
                     }
                     // Faster than one after the other by far.
                     halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&both);
@@ -310,17 +312,15 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
     // SAFETY: keys are 4 tiles of `width` times 16 elements, values `padded / 16` tiles of 64 times 16; there are `M` queries of
     // `width` elements, and `M` sums of `padded`.
     unsafe {
-        products::<V, F16, M, 4>(
-            keys.as_ptr(),
-            next,
-            width * LANES * size,
-            width,
-            queries.as_ptr(),
-            width,
-            weights.as_flattened_mut().as_mut_ptr(),
-            BLOCK,
-            false,
-        );
+        let longest = lengths.iter().fold(0, |longest, length| longest.max(length.saturating_sub(first)));
+        let (keys, stride) = (keys.as_ptr(), width * LANES * size);
+        let (queries, products_of) = (queries.as_ptr(), weights.as_flattened_mut().as_mut_ptr());
+        // Of the block in which a prompt's rows end, half is often enough.
+        if longest <= BLOCK / 2 {
+            products::<V, F16, M, 2>(keys, next, stride, width, queries, width, products_of, BLOCK, false);
+        } else {
+            products::<V, F16, M, 4>(keys, next, stride, width, queries, width, products_of, BLOCK, false);
+        }
         for row in 0..M {
             let count = lengths[row].saturating_sub(first).min(BLOCK);
             counts[row] = count;

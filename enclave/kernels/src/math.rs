@@ -4,26 +4,26 @@ use crate::dispatch::for_each_family;
 use crate::vector::Vector;
 use crate::{Family, LANES};
 
-/// Each row divided by its root mean square, times `weight` (Zhang and Sennrich 2019). `out` has the length of `rows`.
+/// Divides each row by its root mean square, and multiplies it with `weight` (Zhang and Sennrich 2019).
 ///
 /// # Panics
 /// When the lengths do not go together.
-pub fn rms_norm(family: Family, rows: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    assert!(rows.len() == out.len() && rows.len().is_multiple_of(weight.len()), "whole rows");
-    norms(family, rows, weight, epsilon, out);
+pub fn rms_norm(family: Family, rows: &mut [f32], weight: &[f32], epsilon: f32) {
+    assert!(rows.len().is_multiple_of(weight.len()), "whole rows");
+    norms(family, rows, weight, epsilon);
 }
 
-for_each_family!(fn norms = norm_rows(rows: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]));
+for_each_family!(fn norms = norm_rows(rows: &mut [f32], weight: &[f32], epsilon: f32));
 
 #[inline(always)]
-unsafe fn norm_rows<V: Vector>(rows: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+unsafe fn norm_rows<V: Vector>(rows: &mut [f32], weight: &[f32], epsilon: f32) {
     let width = weight.len();
-    for (row, out) in rows.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+    for row in rows.chunks_exact_mut(width) {
         // SAFETY: as the caller's.
         let squares = unsafe { sum_of_squares::<V>(row) };
         let scale = 1.0 / (squares / width as f32 + epsilon).sqrt();
-        for ((out, &x), &weight) in out.iter_mut().zip(row).zip(weight) {
-            *out = x * scale * weight;
+        for (x, &weight) in row.iter_mut().zip(weight) {
+            *x = *x * scale * weight;
         }
     }
 }
@@ -141,9 +141,13 @@ pub(crate) unsafe fn largest<V: Vector>(lanes: V) -> f32 {
     let mut all = [0.0_f32; LANES];
     // SAFETY: 16 elements.
     unsafe { lanes.store(all.as_mut_ptr()) };
-    let mut largest = all[0];
-    for lane in all {
-        largest = if lane > largest { lane } else { largest };
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            let (one, other) = (all[lane], all[lane + half]);
+            all[lane] = if one > other { one } else { other };
+        }
+        half /= 2;
     }
-    largest
+    all[0]
 }

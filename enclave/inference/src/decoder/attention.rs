@@ -46,7 +46,8 @@ impl Heads<'_> {
             let (start, count, kv_head) = (*start, *count, *kv_head);
             let mut gathered = Zeroizing::new(Vec::with_capacity(count * width));
             let rows = queries.chunks_exact(row_width).skip(sequence.row + start).take(count);
-            rows.for_each(|row| gathered.extend(row.chunks_exact(width).skip(kv_head).take(1).flatten()));
+            rows.filter_map(|row| row.chunks_exact(width).nth(kv_head))
+                .for_each(|heads| gathered.extend_from_slice(heads));
             let lengths: Vec<usize> =
                 (0..count).flat_map(|row| [sequence.first + start + row + 1].repeat(self.group)).collect();
             let needed = lengths.last().map_or(0, |length| length.div_ceil(BLOCK));

@@ -175,8 +175,7 @@ impl Decoder {
             add(row, bias);
         }
         if let Some(weight) = layer.head_norms.as_ref().and_then(|norms| norms.get(which)) {
-            let before = Zeroizing::new(row.to_vec());
-            rms_norm(self.family, &before, weight, self.config.rms_epsilon, row);
+            rms_norm(self.family, row, weight, self.config.rms_epsilon);
         }
     }
 
@@ -249,7 +248,8 @@ fn norm(family: Family, state: &[f32], weight: &[f32], epsilon: f32, out: &mut [
     let width = weight.len();
     each_row(out, width, |row, out| {
         if let Some(state) = state.chunks_exact(width).nth(row) {
-            rms_norm(family, state, weight, epsilon, out);
+            out.copy_from_slice(state);
+            rms_norm(family, out, weight, epsilon);
         }
     });
 }

@@ -161,8 +161,8 @@ unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows) ->
             let codes = tile.add(Q6_HEAD + index * (256 + 128));
             let (mut first, mut second) = ([V::splat_int(0); M], [V::splat_int(0); M]);
             for row in 0..M {
-                first[row] = V::splat_int(-32 * rows.sum16(row, 2 * index));
-                second[row] = V::splat_int(-32 * rows.sum16(row, 2 * index + 1));
+                first[row] = V::splat_int(rows.start16(row, 2 * index));
+                second[row] = V::splat_int(rows.start16(row, 2 * index + 1));
             }
             let input = index * BLOCK_INPUTS;
             q6_group::<V, 0, M>(codes, &rows, input, &mut first, &mut second);

@@ -7,7 +7,7 @@ use crate::{BLOCK_INPUTS, SUPER};
 #[derive(Clone, Copy)]
 pub(super) struct QuantisedRows {
     codes: *const i8,
-    sums16: *const i16,
+    starts16: *const i32,
     sums32: *const i16,
     scales: *const f32,
     /// Blocks of the super-block.
@@ -26,7 +26,7 @@ impl QuantisedRows {
         unsafe {
             Self {
                 codes: job.codes.add(before * BLOCK_INPUTS),
-                sums16: job.sums16.add(before * 2),
+                starts16: job.starts16.add(before * 2),
                 sums32: job.sums32.add(before),
                 scales: job.scales.add(index * job.rows + first),
                 blocks,
@@ -47,10 +47,11 @@ impl QuantisedRows {
         unsafe { *self.scales.add(row) }
     }
 
+    /// Where the sum of half a block of Q6_K begins.
     #[inline(always)]
-    pub(super) unsafe fn sum16(&self, row: usize, half: usize) -> i32 {
+    pub(super) unsafe fn start16(&self, row: usize, half: usize) -> i32 {
         // SAFETY: the caller's row has so many halves of blocks.
-        i32::from(unsafe { *self.sums16.add(row * self.blocks * 2 + half) })
+        unsafe { *self.starts16.add(row * self.blocks * 2 + half) }
     }
 
     #[inline(always)]

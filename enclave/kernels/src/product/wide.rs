@@ -61,6 +61,8 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
         let groups = area.rows.div_ceil(M);
         let (least, larger) = (area.rows / groups, area.rows % groups);
         scratch.results[..area.rows].fill([[0.0; LANES]; 2]);
+        // The last tile of a matrix may have fewer columns than lanes.
+        let is_whole = (area.tile + N) * LANES <= job.outputs;
         for index in 0..supers {
             let count = job.layout.inputs_of(index) / BLOCK_INPUTS;
             let bytes = job.layout.bytes_of(index);
@@ -95,12 +97,19 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
                     }
                 }
                 let quantised = QuantisedRows::of(job, index, count, area.row + first);
-                let results = scratch.results.as_mut_ptr().add(first);
+                let so_far = scratch.results.as_mut_ptr().add(first).cast::<f32>();
+                let (to, stride) = if index + 1 == supers && is_whole {
+                    (job.out.add((area.row + first) * job.outputs + area.tile * LANES), job.outputs)
+                } else {
+                    (so_far, 2 * LANES)
+                };
                 macro_rules! with_rows {
                     ($($rows:literal)*) => {
                         match rows {
                             $($rows if $rows <= M => {
-                                some::<V, FORMAT, $rows, N>(weights, count, quantised, &scratch.codes, &scratch.scales, results);
+                                some::<V, FORMAT, $rows, N>(
+                                    weights, count, quantised, &scratch.codes, &scratch.scales, so_far, to, stride,
+                                );
                             })*
                             _ => {}
                         }
@@ -110,16 +119,18 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
                 first += rows;
             }
         }
+        if is_whole {
+            return;
+        }
         for row in 0..area.rows {
             for tile in 0..N {
                 let column = (area.tile + tile) * LANES;
                 let out = job.out.add((area.row + row) * job.outputs + column);
-                let result = scratch.results[row][tile].as_ptr();
-                if column + LANES <= job.outputs {
-                    V::load(result).store(out);
-                } else {
-                    std::ptr::copy_nonoverlapping(result, out, job.outputs - column);
-                }
+                std::ptr::copy_nonoverlapping(
+                    scratch.results[row][tile].as_ptr(),
+                    out,
+                    LANES.min(job.outputs - column),
+                );
             }
         }
     }
@@ -184,17 +195,20 @@ unsafe fn unpack<V: Vector, const FORMAT: u8>(
     }
 }
 
-/// `M` rows times the super-block that is unpacked; added to their results.
+/// `M` rows times the super-block that is unpacked, added to what they have so far; rows of `to` are `stride` apart.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "three matrices, and what one of them was unpacked to")]
 unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
     weights: [*const u8; N],
     count: usize,
     rows: QuantisedRows,
     codes: &[[u8; SUPER_CODES]; 2],
     scales: &[[f32; 2 * SUPER * LANES]; 2],
-    results: *mut [[f32; LANES]; 2],
+    so_far: *const f32,
+    to: *mut f32,
+    stride: usize,
 ) {
-    // SAFETY: a super-block has `count` blocks here and in the rows, and there are results of `M` rows.
+    // SAFETY: a super-block has `count` blocks here and in the rows, and there are results of `M` rows, and room for them.
     unsafe {
         // Groups of four inputs that share a scale.
         let groups = if FORMAT == Q6K { 4 } else { 8 };
@@ -204,7 +218,7 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
             for row in 0..M {
                 let start = match FORMAT {
                     Q8_0 => V::full_start(rows.sum32(row, index)),
-                    Q6K => V::splat_int(-32 * rows.sum16(row, index)),
+                    Q6K => V::splat_int(rows.start16(row, index)),
                     Q4K | Q5K => V::splat_int(0),
                     _ => V::splat_int(-offset(FORMAT) * rows.sum32(row, index)),
                 };
@@ -269,8 +283,8 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
         for row in 0..M {
             let scale = V::splat(rows.scale(row));
             for tile in 0..N {
-                let result = results.add(row).cast::<f32>().add(tile * LANES);
-                part[row][tile].fma(scale, V::load(result)).store(result);
+                let before = V::load(so_far.add((2 * row + tile) * LANES));
+                part[row][tile].fma(scale, before).store(to.add(row * stride + tile * LANES));
             }
         }
     }
