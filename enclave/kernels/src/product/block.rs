@@ -74,13 +74,16 @@ unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, 
         let mut part = [V::splat(0.0); M];
         for index in 0..count {
             let codes = tile.add(count * 32 + index * 512);
+            if M > FEW {
+                V::prefetch(codes.wrapping_add(PAGE));
+            }
             let mut sums = [V::splat_int(0); M];
             for row in 0..M {
                 sums[row] = V::full_start(rows.sum32(row, index));
             }
             for group in 0..8 {
                 let at = codes.add(group * 64);
-                V::prefetch_near(at.wrapping_add(ahead(M)));
+                V::prefetch_near(at.wrapping_add(if M > FEW { ahead(FEW) } else { ahead(M) }));
                 let bytes = V::load_bytes(at);
                 for row in 0..M {
                     sums[row] = V::dot_full(sums[row], bytes, rows.four(row, index * BLOCK_INPUTS + group * 4));
@@ -317,10 +320,18 @@ unsafe fn floats<V: Vector, const FORMAT: u8, const M: usize>(
 /// Bytes from what is read to what is asked for. Few rows are as fast as memory, which is fastest where the processor's own
 /// prefetching follows a stream: it only has to be helped over the ends of pages, and is disturbed by more. More rows leave it time to
 /// forget the stream.
+///
+/// With codes of 8 bits memory is the limit for more rows, too: there a line of each block is asked for a page ahead, which has the
+/// processor follow the stream of the next page in time.
 const fn ahead(rows: usize) -> usize {
     match rows {
         1 => 128,
-        2..=4 => 256,
+        2..=FEW => 256,
         _ => 3072,
     }
 }
+
+/// Rows that are multiplied faster than memory gives weights.
+const FEW: usize = 4;
+/// Of memory: what the processor's own prefetching does not cross.
+const PAGE: usize = 4096;
