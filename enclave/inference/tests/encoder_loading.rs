@@ -179,6 +179,10 @@ fn tokenizers_of_another_kind_are_named() {
     assert!(Files::tokenizer("/post_processor/single", reversed).refusal().contains("one token before a text"));
     assert!(Files::tokenizer("/model/unk_token", json!("[NO]")).refusal().contains("\"[NO]\""));
     assert!(Files::tokenizer("/model/max_input_chars_per_word", json!(100_000)).refusal().contains("100000"));
+    for member in ["continuing_subword_prefix", "unk_token"] {
+        let refusal = Files::tokenizer(&format!("/model/{member}"), json!("#".repeat(1_000_000))).refusal();
+        assert!(refusal.contains(member) && refusal.contains("1000000 bytes"), "{refusal}");
+    }
     assert!(Files::tokenizer("/model/vocab/a", json!(100_000)).refusal().contains("token 100000"));
     assert!(Files::tokenizer("/added_tokens/0/lstrip", json!(true)).refusal().contains("takes white space"));
     assert!(Files::tokenizer("/added_tokens/0/id", json!(7)).refusal().contains("not where the file says"));

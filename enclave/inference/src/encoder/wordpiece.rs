@@ -65,6 +65,14 @@ pub enum VocabularyError {
     /// A word longer than is looked at.
     #[error("\"max_input_chars_per_word\" is {0}; a number from 1 to {MAX_WORD} is expected")]
     Word(usize),
+    /// A mark of pieces within a word, or a token for unknown words, that is longer than any model's.
+    #[error("\"{member}\" has {bytes} bytes; at most {MAX_MARK} are accepted")]
+    Mark {
+        /// Which.
+        member: &'static str,
+        /// Its length.
+        bytes: usize,
+    },
     /// A token that must be there is not, or has another number.
     #[error("token \"{0}\" is not in the vocabulary, or not where the file says")]
     Missing(String),
@@ -114,6 +122,12 @@ impl WordPiece {
         model.vocab.values().try_for_each(|&token| in_range(token))?;
         if !(1..=MAX_WORD).contains(&model.max_input_chars_per_word) {
             return Err(VocabularyError::Word(model.max_input_chars_per_word));
+        }
+        let prefix = ("continuing_subword_prefix", model.continuing_subword_prefix.len());
+        for (member, bytes) in [prefix, ("unk_token", model.unk_token.len())] {
+            if bytes > MAX_MARK {
+                return Err(VocabularyError::Mark { member, bytes });
+            }
         }
         let missing = |text: &str| VocabularyError::Missing(text.chars().take(60).collect());
         if !model.vocab.contains_key(&model.unk_token) {
@@ -321,6 +335,9 @@ impl PostProcessor {
 const FRAME: usize = 2;
 /// BERT's, and no vocabulary has a longer word; the time that a word takes goes with its square.
 const MAX_WORD: usize = 100;
+/// BERT's are "##" and "[UNK]". The library copies one for each piece of a word that it looks up, some thousand for a long word, and the
+/// other for each word that it does not know.
+const MAX_MARK: usize = 16;
 /// Multilingual BERT's 120,000 tokens take 3 MB.
 const MAX_BYTES: usize = 16 << 20;
 const SPECIAL: [&str; 5] = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
