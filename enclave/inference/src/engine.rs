@@ -270,9 +270,9 @@ impl Driver {
         let done = threads.run(|| {
             let mut runs: Vec<Run<'_>> = taken.iter_mut().map(|sequence| sequence.run()).collect();
             let wanted: Vec<usize> = runs.iter().map(|run| run.wants_logits).collect();
-            let Ok(mut logits) = decoder.step(&mut runs, scratch, &abandon) else { return };
+            let Ok(logits) = decoder.step(&mut runs, scratch, &abandon) else { return };
             drop(runs);
-            let mut rest: &mut [f32] = &mut logits;
+            let mut rest = logits;
             let mut choosing = Vec::with_capacity(taken.len());
             for (sequence, wanted) in taken.iter_mut().zip(wanted) {
                 let (own, others) = rest.split_at_mut(wanted * vocabulary);

@@ -296,13 +296,13 @@ impl Model {
     pub fn logits(&self, prompt: &Prompt) -> Result<Vec<f32>, EngineError> {
         let compute = || {
             let mut cache = KvCache::new();
-            let (mut scratch, mut last) = (Scratch::default(), Zeroizing::new(Vec::new()));
+            let (mut scratch, mut last) = (Scratch::default(), Vec::new());
             let mut chunks = prompt.tokens().chunks(PROMPT_CHUNK).peekable();
             while let Some(tokens) = chunks.next() {
                 let run = Run { cache: &mut cache, tokens, wants_logits: usize::from(chunks.peek().is_none()) };
-                last = self.decoder.step(&mut [run], &mut scratch, &|| false).map_err(|_| EngineError)?;
+                last = self.decoder.step(&mut [run], &mut scratch, &|| false).map_err(|_| EngineError)?.to_vec();
             }
-            Ok(last.to_vec())
+            Ok(last)
         };
         self.threads.run(compute).unwrap_or(Err(EngineError))
     }

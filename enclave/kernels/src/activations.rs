@@ -194,6 +194,6 @@ impl Drop for Activations {
 }
 
 /// So many are quantised on one thread: less work is not worth handing over.
-const SUPERS_OF_A_TASK: usize = 64;
+const SUPERS_OF_A_TASK: usize = 16;
 /// Below this the factor to 127 is no finite number.
 const SMALLEST: f32 = f32::MIN_POSITIVE * 256.0;

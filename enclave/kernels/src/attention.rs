@@ -98,6 +98,16 @@ impl KvShape {
         self.layers.saturating_mul(self.kv_heads).saturating_mul(self.head_bytes())
     }
 
+    /// Where the heads of a layer lie in a page.
+    ///
+    /// # Panics
+    /// When the page is not of the shape, or has no such layer.
+    pub fn heads_mut<'a>(&self, page: &'a mut [u8], layer: usize) -> std::slice::ChunksExactMut<'a, u8> {
+        assert!(page.len() == self.page_bytes(), "a page of this shape");
+        let bytes = self.head_bytes();
+        page[self.head_offset(layer, 0)..][..self.kv_heads * bytes].chunks_exact_mut(bytes)
+    }
+
     fn head_bytes(&self) -> usize {
         (self.head_width.saturating_add(self.padded())).saturating_mul(BLOCK * self.element.bytes())
     }
@@ -116,34 +126,40 @@ impl KvShape {
 /// heads.
 ///
 /// # Panics
-/// When the page or the lengths are not of the shape, or the page has not so many positions.
+/// As [`write_head`] and [`KvShape::heads_mut`].
 pub fn write_kv(shape: &KvShape, page: &mut [u8], layer: usize, slot: usize, keys: &[f32], values: &[f32]) {
+    for (head, place) in shape.heads_mut(page, layer).enumerate() {
+        write_head(shape, place, head, slot, keys, values);
+    }
+}
+
+/// The same for one head, into its [place](KvShape::heads_mut): what sixteen positions share of it stays in the first cache.
+///
+/// # Panics
+/// When the place or the lengths are not of the shape, or a page has not so many positions.
+pub fn write_head(shape: &KvShape, place: &mut [u8], head: usize, slot: usize, keys: &[f32], values: &[f32]) {
     let (head_width, width) = (shape.head_width, shape.kv_heads * shape.head_width);
-    assert!(page.len() == shape.page_bytes(), "a page of this shape");
+    assert!(place.len() == shape.head_bytes() && head < shape.kv_heads, "a head of this shape");
     assert!(keys.len() == values.len() && keys.len().is_multiple_of(width), "rows of this shape");
     assert!(slot <= BLOCK && keys.len() / width <= BLOCK - slot, "positions of the page");
     let to_convert = if shape.element == KvElement::F16 { 2 * head_width } else { 0 };
     let mut both = Zeroizing::new(vec![0.0; to_convert]);
     let mut halves = Zeroizing::new(vec![0_u16; to_convert]);
-    // Head by head: what sixteen positions share of a page stays in the first cache.
-    for head in 0..shape.kv_heads {
-        let place = &mut page[shape.head_offset(layer, head)..][..shape.head_bytes()];
-        let (key_tiles, value_tiles) = place.split_at_mut(BLOCK * head_width * shape.element.bytes());
-        for (slot, (keys, values)) in (slot..).zip(keys.chunks_exact(width).zip(values.chunks_exact(width))) {
-            let (key, value) = (&keys[head * head_width..][..head_width], &values[head * head_width..][..head_width]);
-            match shape.element {
-                KvElement::F32 => scatter(key_tiles, value_tiles, slot, key, value, f32::to_le_bytes),
-                KvElement::F16 => {
-                    for (places, elements) in both.chunks_exact_mut(head_width).zip([key, value]) {
-                        for (place, x) in places.iter_mut().zip(elements) {
-                            *place = x.clamp(-LARGEST, LARGEST);
-                        }
+    let (key_tiles, value_tiles) = place.split_at_mut(BLOCK * head_width * shape.element.bytes());
+    for (slot, (keys, values)) in (slot..).zip(keys.chunks_exact(width).zip(values.chunks_exact(width))) {
+        let (key, value) = (&keys[head * head_width..][..head_width], &values[head * head_width..][..head_width]);
+        match shape.element {
+            KvElement::F32 => scatter(key_tiles, value_tiles, slot, key, value, f32::to_le_bytes),
+            KvElement::F16 => {
+                for (places, elements) in both.chunks_exact_mut(head_width).zip([key, value]) {
+                    for (place, x) in places.iter_mut().zip(elements) {
+                        *place = x.clamp(-LARGEST, LARGEST);
                     }
-                    // Faster than one after the other by far.
-                    halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&both);
-                    let (key, value) = halves.split_at(head_width);
-                    scatter(key_tiles, value_tiles, slot, key, value, u16::to_le_bytes);
                 }
+                // Faster than one after the other by far.
+                halves.reinterpret_cast_mut::<f16>().convert_from_f32_slice(&both);
+                let (key, value) = halves.split_at(head_width);
+                scatter(key_tiles, value_tiles, slot, key, value, u16::to_le_bytes);
             }
         }
     }
@@ -189,6 +205,7 @@ impl Attention<'_> {
         let padded = self.shape.padded();
         let mut sums = Zeroizing::new(vec![0.0; rows * padded]);
         let mut states = Zeroizing::new(vec![State { largest: f32::NEG_INFINITY, total: 0.0 }; rows]);
+        let mut weights = Zeroizing::new([[0.0; BLOCK]; ROWS]);
         let offset = self.shape.head_offset(self.layer, self.kv_head);
         for (index, page) in self.pages.iter().enumerate() {
             let head = &page[offset..][..self.shape.head_bytes()];
@@ -201,8 +218,8 @@ impl Attention<'_> {
             let next = if next.is_empty() { null() } else { next.as_ptr() };
             let block = Block { keys, values, next, first: index * BLOCK, width, padded };
             match self.shape.element {
-                KvElement::F32 => block_f32(family, &block, queries, lengths, &mut states, &mut sums),
-                KvElement::F16 => block_f16(family, &block, queries, lengths, &mut states, &mut sums),
+                KvElement::F32 => block_f32(family, &block, queries, lengths, &mut states, &mut sums, &mut weights),
+                KvElement::F16 => block_f16(family, &block, queries, lengths, &mut states, &mut sums, &mut weights),
             }
         }
         for ((out, sums), state) in out.chunks_exact_mut(width).zip(sums.chunks_exact(padded)).zip(states.iter()) {
@@ -220,6 +237,9 @@ struct State {
     total: f32,
 }
 
+/// Of the rows that are computed together, the weights of a page's positions. Which words a prompt looks back to can be told from them.
+type Weights = [[f32; BLOCK]; ROWS];
+
 /// One head's keys and values of one page.
 struct Block<'a> {
     keys: &'a [u8],
@@ -232,10 +252,10 @@ struct Block<'a> {
 }
 
 for_each_family!(fn block_f32 = block_of_f32(
-    block: &Block<'_>, queries: &[f32], lengths: &[usize], states: &mut [State], sums: &mut [f32],
+    block: &Block<'_>, queries: &[f32], lengths: &[usize], states: &mut [State], sums: &mut [f32], weights: &mut Weights,
 ));
 for_each_family!(fn block_f16 = block_of_f16(
-    block: &Block<'_>, queries: &[f32], lengths: &[usize], states: &mut [State], sums: &mut [f32],
+    block: &Block<'_>, queries: &[f32], lengths: &[usize], states: &mut [State], sums: &mut [f32], weights: &mut Weights,
 ));
 
 #[inline(always)]
@@ -245,9 +265,10 @@ unsafe fn block_of_f32<V: Vector>(
     lengths: &[usize],
     states: &mut [State],
     sums: &mut [f32],
+    weights: &mut Weights,
 ) {
     // SAFETY: as the caller's.
-    unsafe { over_block::<V, false>(block, queries, lengths, states, sums) }
+    unsafe { over_block::<V, false>(block, queries, lengths, states, sums, weights) }
 }
 
 #[inline(always)]
@@ -257,9 +278,10 @@ unsafe fn block_of_f16<V: Vector>(
     lengths: &[usize],
     states: &mut [State],
     sums: &mut [f32],
+    weights: &mut Weights,
 ) {
     // SAFETY: as the caller's.
-    unsafe { over_block::<V, true>(block, queries, lengths, states, sums) }
+    unsafe { over_block::<V, true>(block, queries, lengths, states, sums, weights) }
 }
 
 /// Four rows at a time, so that each key and value that is read serves four queries.
@@ -270,6 +292,7 @@ unsafe fn over_block<V: Vector, const F16: bool>(
     lengths: &[usize],
     states: &mut [State],
     sums: &mut [f32],
+    weights: &mut Weights,
 ) {
     let Block { width, padded, mut next, .. } = *block;
     let mut row = 0;
@@ -283,10 +306,10 @@ unsafe fn over_block<V: Vector, const F16: bool>(
             // SAFETY: as the caller's, with as many rows as there are lengths.
             unsafe {
                 match rows {
-                    1 => rows_over_block::<V, F16, 1>(block, next, queries, lengths, states, sums),
-                    2 => rows_over_block::<V, F16, 2>(block, next, queries, lengths, states, sums),
-                    3 => rows_over_block::<V, F16, 3>(block, next, queries, lengths, states, sums),
-                    _ => rows_over_block::<V, F16, 4>(block, next, queries, lengths, states, sums),
+                    1 => rows_over_block::<V, F16, 1>(block, next, queries, lengths, states, sums, weights),
+                    2 => rows_over_block::<V, F16, 2>(block, next, queries, lengths, states, sums, weights),
+                    3 => rows_over_block::<V, F16, 3>(block, next, queries, lengths, states, sums, weights),
+                    _ => rows_over_block::<V, F16, 4>(block, next, queries, lengths, states, sums, weights),
                 }
             }
             next = null();
@@ -303,11 +326,11 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
     lengths: &[usize],
     states: &mut [State],
     sums: &mut [f32],
+    weights: &mut Weights,
 ) {
     let Block { keys, values, first, width, padded, .. } = *block;
     let next_values = if next.is_null() { next } else { next.wrapping_add(keys.len()) };
     let size = if F16 { 2 } else { 4 };
-    let mut weights = [[0.0_f32; BLOCK]; M];
     let mut counts = [0; M];
     // SAFETY: keys are 4 tiles of `width` times 16 elements, values `padded / 16` tiles of 64 times 16; there are `M` queries of
     // `width` elements, and `M` sums of `padded`.

@@ -34,7 +34,7 @@ mod avx512;
 mod neon;
 
 pub use activations::Activations;
-pub use attention::{Attention, BLOCK, KvElement, KvPage, KvShape, write_kv};
+pub use attention::{Attention, BLOCK, KvElement, KvPage, KvShape, write_head, write_kv};
 pub use format::Format;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;

@@ -178,8 +178,8 @@ impl Activations {
         let group = config.heads / config.kv_heads;
         // Activations that are multiplied lie as f32 and, in a third more, quantised.
         let quantised = |elements: usize| elements + elements / 3 + 16;
-        // The state, its norm, a product, and the rotation: a cosine and a sine for each pair.
-        let throughout = width + quantised(width) + width + config.head_width;
+        // The state, its norm, a product, and the rotation, in the last layer another one: a cosine and a sine for each pair.
+        let throughout = width + quantised(width) + width + 2 * config.head_width;
         // Queries, keys and values; what they attend to, in the tasks' results and side by side.
         let attention = query + 2 * key_value + query + quantised(query);
         let feed_forward = quantised(config.feed_forward) + config.feed_forward;

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 /// The queries of one sequence in a step, and the pages that hold its keys and values, those of the step included.
 pub(super) struct Attended<'a> {
-    /// The first of its rows in the step: where those of the sequence before it end.
+    /// The first of its rows: where those of the sequence before it end.
     pub(super) row: usize,
     /// Position of that row in the sequence.
     pub(super) first: usize,

@@ -1,6 +1,6 @@
 //! From tokens to logits: one step, of all sequences that take part in it.
 
-use kernels::{Activations, BLOCK, Family, KvPage, Product, add, for_each, multiply, rms_norm, swiglu, write_kv};
+use kernels::{Activations, BLOCK, Family, Product, add, for_each, multiply, rms_norm, swiglu, write_head};
 use zeroize::Zeroizing;
 
 use super::attention::{Attended, Heads};
@@ -31,6 +31,7 @@ pub(crate) struct Scratch {
     gate: Activations,
     up: Zeroizing<Vec<f32>>,
     last: Activations,
+    logits: Zeroizing<Vec<f32>>,
 }
 
 /// All who wanted the step have gone; its sequences are left as they are, and cannot go on.
@@ -42,12 +43,12 @@ impl Decoder {
     ///
     /// What a sequence gets does not depend on what else is in the step, nor on how its tokens are divided into steps.
     /// `abandon` is asked before each layer.
-    pub(crate) fn step(
+    pub(crate) fn step<'a>(
         &self,
         runs: &mut [Run<'_>],
-        scratch: &mut Scratch,
+        scratch: &'a mut Scratch,
         abandon: &dyn Fn() -> bool,
-    ) -> Result<Zeroizing<Vec<f32>>, Abandoned> {
+    ) -> Result<&'a mut [f32], Abandoned> {
         let width = self.config.width;
         let rows: usize = runs.iter().map(|run| run.tokens.len()).sum();
         let positions: Vec<usize> =
@@ -56,11 +57,15 @@ impl Decoder {
         for run in runs.iter_mut() {
             run.cache.reserve(&self.kv_shape, run.tokens.len());
         }
-        let tokens = runs.iter().flat_map(|run| run.tokens);
+        // With room for all: what a buffer moves away from is not wiped.
+        let mut tokens = Zeroizing::new(Vec::with_capacity(rows));
+        tokens.extend(runs.iter().flat_map(|run| run.tokens).copied());
         resize(&mut scratch.state, rows * width);
-        for (token, row) in tokens.zip(scratch.state.chunks_exact_mut(width)) {
-            self.weights.embedding.row(*token as usize, row);
-        }
+        each_row(&mut scratch.state, width, |row, state| {
+            if let Some(token) = tokens.get(row) {
+                self.weights.embedding.row(*token as usize, state);
+            }
+        });
         for (index, layer) in self.weights.layers.iter().enumerate() {
             if abandon() {
                 return Err(Abandoned);
@@ -112,7 +117,7 @@ impl Decoder {
             rotation.apply(row, keys);
         });
         if let Some([_, _, bias]) = &layer.biases {
-            values.chunks_exact_mut(key_value).for_each(|row| add(row, bias));
+            each_row(values, key_value, |_, values| add(values, bias));
         }
         self.keep(index, runs, keys, values);
         if left == 0 {
@@ -138,7 +143,7 @@ impl Decoder {
         attended.quantise(self.family);
         resize(product, left * width);
         multiply(self.family, attended, &mut [Product { weights: &layer.attention_output, out: product }]);
-        add(state, product);
+        add_rows(state, product, width);
     }
 
     /// Puts the keys and values of all rows into the pages of their sequences.
@@ -154,15 +159,16 @@ impl Decoder {
                 let first = std::mem::take(&mut slot);
                 row = rows.end / width;
                 if let (Some(page), Some(keys), Some(values)) = (page, keys.get(rows.clone()), values.get(rows)) {
-                    tasks.push((page, first, keys, values));
+                    let places = self.kv_shape.heads_mut(page.bytes_mut(), index).enumerate();
+                    tasks.extend(places.map(|(head, place)| (place, head, first, keys, values)));
                 }
             }
             row = end;
         }
-        let keep = |(page, slot, keys, values): &mut (&mut KvPage, usize, &[f32], &[f32])| {
-            write_kv(&self.kv_shape, page.bytes_mut(), index, *slot, keys, values);
+        let keep = |(place, head, slot, keys, values): &mut (&mut [u8], usize, usize, &[f32], &[f32])| {
+            write_head(&self.kv_shape, place, *head, *slot, keys, values);
         };
-        if keys.len() / width < ROWS_FOR_THREADS {
+        if tasks.len() < HEADS_FOR_THREADS {
             tasks.iter_mut().for_each(keep);
         } else {
             for_each(&mut tasks, keep);
@@ -195,27 +201,27 @@ impl Decoder {
         if rows < ROWS_FOR_THREADS {
             swiglu(self.family, gates, up);
         } else {
-            let length = ROWS_OF_A_TASK * inner;
+            let length = rows_of_a_task(rows) * inner;
             let mut tasks: Vec<_> = gates.chunks_mut(length).zip(up.chunks(length)).collect();
             for_each(&mut tasks, |(gates, up)| swiglu(self.family, gates, up));
         }
         gate.quantise(self.family);
         resize(product, rows * width);
         multiply(self.family, gate, &mut [Product { weights: &layer.down, out: product }]);
-        add(state, product);
+        add_rows(state, product, width);
     }
 
     /// Of all rows that are left.
-    fn logits(&self, scratch: &mut Scratch) -> Zeroizing<Vec<f32>> {
+    fn logits<'a>(&self, scratch: &'a mut Scratch) -> &'a mut [f32] {
         let width = self.config.width;
-        let Scratch { state, last, .. } = scratch;
+        let Scratch { state, last, logits, .. } = scratch;
         let rows = state.len() / width;
-        let mut logits = Zeroizing::new(vec![0.0; rows * self.config.vocabulary]);
+        resize(logits, rows * self.config.vocabulary);
         if rows > 0 {
             norm(self.family, state, &self.weights.output_norm, self.config.rms_epsilon, last.rows_mut(rows, width));
             last.quantise(self.family);
             let weights = self.weights.output.as_ref().unwrap_or(&self.weights.embedding);
-            multiply(self.family, last, &mut [Product { weights, out: &mut logits }]);
+            multiply(self.family, last, &mut [Product { weights, out: logits }]);
         }
         logits
     }
@@ -239,7 +245,9 @@ fn narrow(state: &mut Zeroizing<Vec<f32>>, width: usize, runs: &[Run<'_>]) -> Ve
 /// Makes a buffer longer or shorter; one that must move is wiped where it was.
 fn resize(buffer: &mut Zeroizing<Vec<f32>>, length: usize) {
     if length > buffer.capacity() {
-        *buffer = Zeroizing::new(Vec::with_capacity(length));
+        // First gone, then anew: both at once are in nobody's plan.
+        *buffer = Zeroizing::default();
+        buffer.reserve_exact(length);
     }
     buffer.resize(length, 0.0);
 }
@@ -254,19 +262,33 @@ fn norm(family: Family, state: &[f32], weight: &[f32], epsilon: f32, out: &mut [
     });
 }
 
+fn add_rows(state: &mut [f32], more: &[f32], width: usize) {
+    each_row(state, width, |row, state| {
+        if let Some(more) = more.chunks_exact(width).nth(row) {
+            add(state, more);
+        }
+    });
+}
+
 /// Works on each row, on several threads if there are many.
 fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
     if rows.len() / width < ROWS_FOR_THREADS {
         rows.chunks_exact_mut(width).enumerate().for_each(|(row, elements)| work(row, elements));
     } else {
-        let mut tasks: Vec<_> = rows.chunks_mut(ROWS_OF_A_TASK * width).enumerate().collect();
+        let together = rows_of_a_task(rows.len() / width);
+        let mut tasks: Vec<_> = rows.chunks_mut(together * width).enumerate().collect();
         for_each(&mut tasks, |(task, rows)| {
-            let first = *task * ROWS_OF_A_TASK;
+            let first = *task * together;
             rows.chunks_exact_mut(width).enumerate().for_each(|(row, elements)| work(first + row, elements));
         });
     }
 }
 
 /// Rows from which handing some to other threads costs less than it saves.
-const ROWS_FOR_THREADS: usize = 16;
-const ROWS_OF_A_TASK: usize = 4;
+const ROWS_FOR_THREADS: usize = 8;
+/// Heads of rows from which it does for keeping keys and values.
+const HEADS_FOR_THREADS: usize = 16;
+
+fn rows_of_a_task(rows: usize) -> usize {
+    (rows / 8).clamp(1, 4)
+}

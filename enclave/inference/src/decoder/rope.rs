@@ -47,15 +47,13 @@ impl Rope {
     /// In f64: position 100,000 times the first frequency, 1, is far outside what f32 keeps
     /// the angle of.
     pub(super) fn rotation(&self, positions: &[usize]) -> Rotation {
-        let turns = positions
-            .iter()
-            .flat_map(|&position| {
-                self.frequencies.iter().map(move |frequency| {
-                    let (sine, cosine) = (position as f64 * frequency).sin_cos();
-                    (cosine as f32, sine as f32)
-                })
-            })
-            .collect();
+        let mut turns = Vec::with_capacity(positions.len() * self.frequencies.len());
+        for &position in positions {
+            turns.extend(self.frequencies.iter().map(|frequency| {
+                let (sine, cosine) = (position as f64 * frequency).sin_cos();
+                (cosine as f32, sine as f32)
+            }));
+        }
         Rotation { turns, pairs: self.frequencies.len(), halves: self.halves }
     }
 }
