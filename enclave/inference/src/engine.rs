@@ -270,9 +270,8 @@ impl Driver {
         let done = threads.run(|| {
             let mut runs: Vec<Run<'_>> = taken.iter_mut().map(|sequence| sequence.run()).collect();
             let wanted: Vec<usize> = runs.iter().map(|run| run.wants_logits).collect();
-            let Ok(logits) = decoder.step(&mut runs, scratch, &abandon) else { return };
+            let Ok(mut rest) = decoder.step(&mut runs, scratch, &abandon) else { return };
             drop(runs);
-            let mut rest = logits;
             let mut choosing = Vec::with_capacity(taken.len());
             for (sequence, wanted) in taken.iter_mut().zip(wanted) {
                 let (own, others) = rest.split_at_mut(wanted * vocabulary);
@@ -388,7 +387,7 @@ impl Sequence {
         let mut cache = std::mem::replace(&mut self.cache, KvCache::new());
         // Not the last token, which is chosen, but not computed with; nor what was guessed to come after the end.
         cache.truncate(self.tokens.len().saturating_sub(1));
-        self.sampler.forget_form();
+        self.sampler.forget();
         let is_whole = matches!(event, Event::End | Event::Length);
         let pages = if is_whole { cache.full_pages().to_vec() } else { Vec::new() };
         drop(cache);

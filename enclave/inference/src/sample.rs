@@ -199,9 +199,12 @@ impl Sampler {
         self.course = Some(course);
     }
 
-    /// Gives the memory back that the form took: the answer is at its end.
-    pub(crate) fn forget_form(&mut self) {
+    /// Gives all memory back: the answer is at its end, and nothing more is chosen.
+    pub(crate) fn forget(&mut self) {
         self.course = None;
+        self.candidates = Zeroizing::default();
+        self.raw = Zeroizing::default();
+        self.seen = Zeroizing::default();
     }
 
     /// Takes the next token of the answer.

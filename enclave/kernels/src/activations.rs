@@ -175,9 +175,10 @@ unsafe fn quantise<V: Vector>(
 /// Makes a buffer longer or shorter; one that moves leaves nothing behind.
 fn resize<T: Default + Copy + Zeroize>(buffer: &mut Vec<T>, length: usize) {
     if length > buffer.capacity() {
-        let larger = Vec::with_capacity(length);
         buffer.zeroize();
-        *buffer = larger;
+        // First gone, then anew: both at once are in nobody's plan.
+        buffer.shrink_to_fit();
+        buffer.reserve_exact(length);
     }
     buffer.resize(length, T::default());
 }

@@ -82,15 +82,42 @@ impl Decoder {
         Ok(self.logits(scratch))
     }
 
-    /// In the last layer, leaves in `state` only the rows whose logits are wanted: of the others, only keys and values are used again.
     fn attend(&self, index: usize, layer: &Layer, runs: &mut [Run<'_>], rotation: &Rotation, scratch: &mut Scratch) {
-        let (width, query, key_value) = (self.config.width, self.config.query_width(), self.config.kv_width());
-        let Scratch { state, normed, queries, keys, values, attended, product, .. } = scratch;
+        self.project(index, layer, runs, rotation, scratch);
+        let Scratch { state, queries, attended, product, .. } = scratch;
+        if state.is_empty() {
+            return;
+        }
+        let (width, query) = (self.config.width, self.config.query_width());
         let rows = state.len() / width;
-        let goes_on = |run: &Run<'_>| {
-            if index + 1 == self.weights.layers.len() { run.wants_logits } else { run.tokens.len() }
-        };
-        let left: usize = runs.iter().map(goes_on).sum();
+        let mut row = 0;
+        let mut sequences = Vec::with_capacity(runs.len());
+        for run in runs.iter() {
+            let count = self.rows_that_go_on(index, run);
+            let first = run.cache.len() + run.tokens.len() - count;
+            sequences.push(Attended { row, first, count, pages: run.cache.pages() });
+            row += count;
+        }
+        let group = self.config.heads / self.config.kv_heads;
+        let heads = Heads { family: self.family, shape: &self.kv_shape, layer: index, group };
+        heads.attend(&sequences, queries, attended.rows_mut(rows, query));
+        attended.quantise(self.family);
+        resize(product, rows * width);
+        multiply(self.family, attended, &mut [Product { weights: &layer.attention_output, out: product }]);
+        each_pair(state, product, width, add);
+    }
+
+    /// Rows of a run that go on after layer `index` has its keys and values: in the last one, those whose logits are wanted.
+    fn rows_that_go_on(&self, index: usize, run: &Run<'_>) -> usize {
+        if index + 1 == self.weights.layers.len() { run.wants_logits } else { run.tokens.len() }
+    }
+
+    /// Keeps the keys and values of all rows, leaves in `state` the rows that go on, and computes the queries of these.
+    fn project(&self, index: usize, layer: &Layer, runs: &mut [Run<'_>], rotation: &Rotation, scratch: &mut Scratch) {
+        let (width, query, key_value) = (self.config.width, self.config.query_width(), self.config.kv_width());
+        let Scratch { state, normed, queries, keys, values, .. } = scratch;
+        let rows = state.len() / width;
+        let left: usize = runs.iter().map(|run| self.rows_that_go_on(index, run)).sum();
         norm(self.family, state, &layer.attention_norm, self.config.rms_epsilon, normed.rows_mut(rows, width));
         normed.quantise(self.family);
         resize(queries, left * query);
@@ -120,30 +147,12 @@ impl Decoder {
             each_row(values, key_value, |_, values| add(values, bias));
         }
         self.keep(index, runs, keys, values);
-        if left == 0 {
-            return;
-        }
         let scale = 1.0 / (self.config.head_width as f32).sqrt();
         each_row(queries, query, |row, queries| {
             self.position(layer, 0, queries);
             rotation_of_queries.apply(row, queries);
             queries.iter_mut().for_each(|x| *x *= scale);
         });
-        let mut row = 0;
-        let mut sequences = Vec::with_capacity(runs.len());
-        for run in runs.iter() {
-            let count = goes_on(run);
-            let first = run.cache.len() + run.tokens.len() - count;
-            sequences.push(Attended { row, first, count, pages: run.cache.pages() });
-            row += count;
-        }
-        let group = self.config.heads / self.config.kv_heads;
-        let heads = Heads { family: self.family, shape: &self.kv_shape, layer: index, group };
-        heads.attend(&sequences, queries, attended.rows_mut(left, query));
-        attended.quantise(self.family);
-        resize(product, left * width);
-        multiply(self.family, attended, &mut [Product { weights: &layer.attention_output, out: product }]);
-        add_rows(state, product, width);
     }
 
     /// Puts the keys and values of all rows into the pages of their sequences.
@@ -168,7 +177,7 @@ impl Decoder {
         let keep = |(place, head, slot, keys, values): &mut (&mut [u8], usize, usize, &[f32], &[f32])| {
             write_head(&self.kv_shape, place, *head, *slot, keys, values);
         };
-        if tasks.len() < HEADS_FOR_THREADS {
+        if keys.len() / self.config.head_width < HEADS_FOR_THREADS {
             tasks.iter_mut().for_each(keep);
         } else {
             for_each(&mut tasks, keep);
@@ -198,17 +207,11 @@ impl Decoder {
             normed,
             &mut [Product { weights: &layer.gate, out: gates }, Product { weights: &layer.up, out: up }],
         );
-        if rows < ROWS_FOR_THREADS {
-            swiglu(self.family, gates, up);
-        } else {
-            let length = rows_of_a_task(rows) * inner;
-            let mut tasks: Vec<_> = gates.chunks_mut(length).zip(up.chunks(length)).collect();
-            for_each(&mut tasks, |(gates, up)| swiglu(self.family, gates, up));
-        }
+        each_pair(gates, up, inner, |gates, up| swiglu(self.family, gates, up));
         gate.quantise(self.family);
         resize(product, rows * width);
         multiply(self.family, gate, &mut [Product { weights: &layer.down, out: product }]);
-        add_rows(state, product, width);
+        each_pair(state, product, width, add);
     }
 
     /// Of all rows that are left.
@@ -216,6 +219,10 @@ impl Decoder {
         let width = self.config.width;
         let Scratch { state, last, logits, .. } = scratch;
         let rows = state.len() / width;
+        if logits.len() != rows * self.config.vocabulary {
+            // They are many: whoever left the step has taken the memory with it that was planned for them.
+            *logits = Zeroizing::default();
+        }
         resize(logits, rows * self.config.vocabulary);
         if rows > 0 {
             norm(self.family, state, &self.weights.output_norm, self.config.rms_epsilon, last.rows_mut(rows, width));
@@ -253,19 +260,17 @@ fn resize(buffer: &mut Zeroizing<Vec<f32>>, length: usize) {
 }
 
 fn norm(family: Family, state: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
-    let width = weight.len();
-    each_row(out, width, |row, out| {
-        if let Some(state) = state.chunks_exact(width).nth(row) {
-            out.copy_from_slice(state);
-            rms_norm(family, out, weight, epsilon);
-        }
+    each_pair(out, state, weight.len(), |out, state| {
+        out.copy_from_slice(state);
+        rms_norm(family, out, weight, epsilon);
     });
 }
 
-fn add_rows(state: &mut [f32], more: &[f32], width: usize) {
-    each_row(state, width, |row, state| {
-        if let Some(more) = more.chunks_exact(width).nth(row) {
-            add(state, more);
+/// Works on each row and the one in its place of `others`, as [`each_row`].
+fn each_pair(rows: &mut [f32], others: &[f32], width: usize, work: impl Fn(&mut [f32], &[f32]) + Sync) {
+    each_row(rows, width, |row, elements| {
+        if let Some(other) = others.chunks_exact(width).nth(row) {
+            work(elements, other);
         }
     });
 }
@@ -275,7 +280,7 @@ fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + S
     if rows.len() / width < ROWS_FOR_THREADS {
         rows.chunks_exact_mut(width).enumerate().for_each(|(row, elements)| work(row, elements));
     } else {
-        let together = rows_of_a_task(rows.len() / width);
+        let together = (rows.len() / width / 8).clamp(1, 4);
         let mut tasks: Vec<_> = rows.chunks_mut(together * width).enumerate().collect();
         for_each(&mut tasks, |(task, rows)| {
             let first = *task * together;
@@ -288,7 +293,3 @@ fn each_row(rows: &mut [f32], width: usize, work: impl Fn(usize, &mut [f32]) + S
 const ROWS_FOR_THREADS: usize = 8;
 /// Heads of rows from which it does for keeping keys and values.
 const HEADS_FOR_THREADS: usize = 16;
-
-fn rows_of_a_task(rows: usize) -> usize {
-    (rows / 8).clamp(1, 4)
-}

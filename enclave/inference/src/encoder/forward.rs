@@ -135,7 +135,9 @@ impl Bert {
 /// Makes a buffer longer or shorter; one that must move is wiped where it was.
 fn resize(buffer: &mut Zeroizing<Vec<f32>>, length: usize) {
     if length > buffer.capacity() {
-        *buffer = Zeroizing::new(Vec::with_capacity(length));
+        // First gone, then anew: both at once are in nobody's plan.
+        *buffer = Zeroizing::default();
+        buffer.reserve_exact(length);
     }
     buffer.resize(length, 0.0);
 }

@@ -123,8 +123,8 @@ impl WordPiece {
         if !(1..=MAX_WORD).contains(&model.max_input_chars_per_word) {
             return Err(VocabularyError::Word(model.max_input_chars_per_word));
         }
-        let prefix = ("continuing_subword_prefix", model.continuing_subword_prefix.len());
-        for (member, bytes) in [prefix, ("unk_token", model.unk_token.len())] {
+        let marks = [("continuing_subword_prefix", &model.continuing_subword_prefix), ("unk_token", &model.unk_token)];
+        for (member, bytes) in marks.map(|(member, mark)| (member, mark.len())) {
             if bytes > MAX_MARK {
                 return Err(VocabularyError::Mark { member, bytes });
             }
