@@ -338,11 +338,17 @@ unsafe fn rows_over_block<V: Vector, const F16: bool, const M: usize>(
         let longest = lengths.iter().fold(0, |longest, length| longest.max(length.saturating_sub(first)));
         let (keys, stride) = (keys.as_ptr(), width * LANES * size);
         let (queries, products_of) = (queries.as_ptr(), weights.as_flattened_mut().as_mut_ptr());
-        // Of the block in which a prompt's rows end, half is often enough.
-        if longest <= BLOCK / 2 {
-            products::<V, F16, M, 2>(keys, next, stride, width, queries, width, products_of, BLOCK, false);
-        } else {
-            products::<V, F16, M, 4>(keys, next, stride, width, queries, width, products_of, BLOCK, false);
+        // In the block in which rows end, no tile that none of them sees.
+        macro_rules! of_tiles {
+            ($tiles:literal) => {
+                products::<V, F16, M, $tiles>(keys, next, stride, width, queries, width, products_of, BLOCK, false)
+            };
+        }
+        match longest.div_ceil(LANES) {
+            0 | 1 => of_tiles!(1),
+            2 => of_tiles!(2),
+            3 => of_tiles!(3),
+            _ => of_tiles!(4),
         }
         for row in 0..M {
             let count = lengths[row].saturating_sub(first).min(BLOCK);

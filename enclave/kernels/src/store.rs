@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, optimization_barrier};
 
 /// Bytes, all zero at first.
 pub(crate) struct Store {
@@ -89,8 +89,10 @@ impl Store {
 }
 
 impl Zeroize for Store {
+    /// At the speed of memory: a page of a KV cache has megabytes, and the library writes bytes one by one.
     fn zeroize(&mut self) {
-        self.bytes_mut().zeroize();
+        self.bytes_mut().fill(0);
+        optimization_barrier(self.bytes());
     }
 }
 
