@@ -231,7 +231,8 @@ impl Driver {
             if self.running.iter().any(|sequence| sequence.part > 0) {
                 self.step();
             } else if !self.running.is_empty() || !self.waiting.is_empty() {
-                // All of them rest until somebody reads, or another model gives memory back.
+                // All of them rest until somebody reads, or another model gives memory back: none of it is held meanwhile.
+                self.scratch = Scratch::default();
                 match self.incoming.recv_timeout(REST) {
                     Ok(request) => self.waiting.push_back(request),
                     Err(RecvTimeoutError::Timeout) => {}

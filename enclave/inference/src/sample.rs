@@ -199,7 +199,7 @@ impl Sampler {
         self.course = Some(course);
     }
 
-    /// Gives all memory back: the answer is at its end, and nothing more is chosen.
+    /// Gives the memory back that choosing takes: the answer is at its end.
     pub(crate) fn forget(&mut self) {
         self.course = None;
         self.candidates = Zeroizing::default();

@@ -443,7 +443,7 @@ unsafe fn products<V: Vector, const F16: bool, const M: usize, const N: usize>(
         let bytes = N * LANES * if F16 { 2 } else { 4 };
         for index in 0..count {
             if !next.is_null() {
-                for line in 0..bytes / LINE {
+                for line in 0..bytes.div_ceil(LINE) {
                     V::prefetch(next.wrapping_add(index * bytes + line * LINE));
                 }
             }

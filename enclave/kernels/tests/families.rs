@@ -353,29 +353,30 @@ fn attention_is_near_what_f64_says_and_the_same_in_every_family_however_rows_are
         for width in [16, 20, 64, 80, 128] {
             for length in [1, 15, 34, 50, 64, 65, 84, 200] {
                 let cache = cache(KvShape { layers: 2, kv_heads: 3, head_width: width, element }, length, &mut random);
-                let rows = 7;
-                let queries = random.floats(rows * width);
-                let lengths: Vec<usize> =
-                    (0..rows).map(|row| (length - (rows - 1 - row).min(length - 1)).max(1)).collect();
-                let expected = cache.attend(Family::Plain, 1, &queries, &lengths);
-                for (row, length) in lengths.iter().enumerate() {
-                    let exact = cache.exact(1, &queries[row * width..][..width], *length);
-                    for (exact, found) in exact.iter().zip(&expected[row * width..]) {
-                        assert!(
-                            (exact - f64::from(*found)).abs() < bound,
-                            "{element:?} {width} {length}: {exact} {found}"
-                        );
-                    }
-                }
-                for &family in Family::all() {
-                    assert_eq!(bits(&cache.attend(family, 1, &queries, &lengths)), bits(&expected), "{family:?}");
+                for rows in [6, 7] {
+                    let queries = random.floats(rows * width);
+                    let lengths: Vec<usize> =
+                        (0..rows).map(|row| (length - (rows - 1 - row).min(length - 1)).max(1)).collect();
+                    let expected = cache.attend(Family::Plain, 1, &queries, &lengths);
                     for (row, length) in lengths.iter().enumerate() {
-                        let alone = cache.attend(family, 1, &queries[row * width..][..width], &[*length]);
-                        assert_eq!(
-                            bits(&alone),
-                            bits(&expected[row * width..][..width]),
-                            "{family:?} {element:?} {width} {length}"
-                        );
+                        let exact = cache.exact(1, &queries[row * width..][..width], *length);
+                        for (exact, found) in exact.iter().zip(&expected[row * width..]) {
+                            assert!(
+                                (exact - f64::from(*found)).abs() < bound,
+                                "{element:?} {width} {length}: {exact} {found}"
+                            );
+                        }
+                    }
+                    for &family in Family::all() {
+                        assert_eq!(bits(&cache.attend(family, 1, &queries, &lengths)), bits(&expected), "{family:?}");
+                        for (row, length) in lengths.iter().enumerate() {
+                            let alone = cache.attend(family, 1, &queries[row * width..][..width], &[*length]);
+                            assert_eq!(
+                                bits(&alone),
+                                bits(&expected[row * width..][..width]),
+                                "{family:?} {element:?} {width} {length}"
+                            );
+                        }
                     }
                 }
             }

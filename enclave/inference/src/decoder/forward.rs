@@ -54,6 +54,11 @@ impl Decoder {
         let positions: Vec<usize> =
             runs.iter().flat_map(|run| run.cache.len()..run.cache.len() + run.tokens.len()).collect();
         let rotation = self.weights.rope.rotation(&positions);
+        let wanted: usize = runs.iter().map(|run| run.wants_logits).sum();
+        if scratch.logits.len() != wanted * self.config.vocabulary {
+            // They are many: whoever left takes the memory along that was planned for them, before others use it.
+            scratch.logits = Zeroizing::default();
+        }
         for run in runs.iter_mut() {
             run.cache.reserve(&self.kv_shape, run.tokens.len());
         }
@@ -219,10 +224,6 @@ impl Decoder {
         let width = self.config.width;
         let Scratch { state, last, logits, .. } = scratch;
         let rows = state.len() / width;
-        if logits.len() != rows * self.config.vocabulary {
-            // They are many: whoever left the step has taken the memory with it that was planned for them.
-            *logits = Zeroizing::default();
-        }
         resize(logits, rows * self.config.vocabulary);
         if rows > 0 {
             norm(self.family, state, &self.weights.output_norm, self.config.rms_epsilon, last.rows_mut(rows, width));
