@@ -303,9 +303,12 @@ async fn keys_and_policies_are_judged_by_what_kms_says() {
     let good = machine.examine(&ask, &as_administrator);
     assert_eq!(good.all("wrong"), Vec::<String>::new(), "{:#}", good.result);
     let ok = good.all("ok");
-    for words in ["role: KMS took its credentials", "is enabled", "clock: 0 s from KMS's"] {
+    for words in ["role: KMS took its credentials", "is enabled"] {
         assert!(ok.iter().any(|line| line.contains(words)), "{words}: {ok:?}");
     }
+    // KMS tells whole seconds, and one may have begun on the way.
+    let clocks = ["clock: 0 s from KMS's", "clock: 1 s from KMS's"];
+    assert!(ok.iter().any(|line| clocks.contains(&line.as_str())), "{ok:?}");
 
     // One statement more, and the pack opens to somebody without attestation.
     let mut open: Value = serde_json::from_str(&policy).unwrap();
