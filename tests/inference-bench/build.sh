@@ -68,6 +68,9 @@ compile() {
             --require-hashes --requirement "$work/requirements" --dest "$work/download" &&
         mkdir "$work/source" &&
         tar -xf "$work/download/llama_cpp_python-$version.tar.gz" -C "$work/source" --strip-components=1 &&
+        # Where a processor has AMX: gcc 12 takes ldtilecfg to read 8 bytes, and leaves out what the other 56 are set to.
+        sed -i 's/^    _tile_loadconfig(&tc);$/    __asm__ volatile("" : : "m"(tc));\n&/' "$source/ggml/src/ggml-cpu/amx/mmq.cpp" &&
+        grep -q 'volatile("" : : "m"(tc))' "$source/ggml/src/ggml-cpu/amx/mmq.cpp" &&
         # Static, so that the programs can move. What these three do not need is left out; nothing may be fetched.
         cmake -S "$source" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
             -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_CCACHE=OFF -DLLAMA_BUILD_TOOLS=ON -DLLAMA_BUILD_COMMON=ON \

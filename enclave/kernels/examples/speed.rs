@@ -9,7 +9,10 @@ fn main() {
     let (inputs, outputs): (usize, usize) = (word(1, "2048").parse().unwrap(), word(2, "8192").parse().unwrap());
     let rows: Vec<usize> = word(3, "1,2,4,8,16,128,512").split(',').map(|rows| rows.parse().unwrap()).collect();
     for &family in Family::all().iter().rev().take(2) {
-        for format in Format::ALL {
+        for format in Format::ALL
+            .into_iter()
+            .filter(|format| word(4, "Q").split(",").any(|name| format!("{format:?}").starts_with(name)))
+        {
             speed(family, format, inputs, outputs, &rows);
         }
     }

@@ -5,6 +5,7 @@ use zeroize::Zeroize;
 use crate::dispatch::for_each_family;
 use crate::layout::SUPER_INPUTS;
 use crate::math::largest;
+use crate::store::LINE;
 use crate::team::for_each;
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, Family, LANES, SUPER};
@@ -20,6 +21,7 @@ pub struct Activations {
     rows: usize,
     inputs: usize,
     floats: Vec<f32>,
+    /// From the first line of the cache on: what is read 64 at a time lies within lines.
     codes: Vec<i8>,
     scales: Vec<f32>,
     /// For each 16 codes, where a sum of products with codes of Q6_K begins, which say 32 more than they mean.
@@ -74,13 +76,15 @@ impl Activations {
         if blocks == 0 {
             return;
         }
-        resize(&mut self.codes, rows * blocks * BLOCK_INPUTS);
+        resize(&mut self.codes, rows * blocks * BLOCK_INPUTS + LINE - 1);
         resize(&mut self.scales, rows * blocks.div_ceil(SUPER));
         resize(&mut self.starts16, rows * blocks * 2);
         resize(&mut self.sums32, rows * blocks);
         // Super-blocks of eight blocks, those of all rows one after the other; then the last ones, which may be shorter.
         let whole = blocks / SUPER;
-        let (codes, codes_left) = self.codes.split_at_mut(rows * whole * SUPER_INPUTS);
+        let start = self.codes.as_ptr().align_offset(LINE);
+        let codes = &mut self.codes[start..][..rows * blocks * BLOCK_INPUTS];
+        let (codes, codes_left) = codes.split_at_mut(rows * whole * SUPER_INPUTS);
         let (scales, scales_left) = self.scales.split_at_mut(rows * whole);
         let (starts16, starts16_left) = self.starts16.split_at_mut(rows * whole * 2 * SUPER);
         let (sums32, sums32_left) = self.sums32.split_at_mut(rows * whole * SUPER);
@@ -110,6 +114,8 @@ impl Activations {
 
     pub(crate) fn view(&self) -> View<'_> {
         let Self { rows, inputs, floats, codes, scales, starts16, sums32 } = self;
+        let start = codes.as_ptr().align_offset(LINE).min(codes.len());
+        let codes = &codes[start..][..codes.len().saturating_sub(LINE - 1)];
         View { rows: *rows, inputs: *inputs, floats, codes, scales, starts16, sums32 }
     }
 }

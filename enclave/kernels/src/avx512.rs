@@ -11,6 +11,15 @@ use crate::vector::Vector;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 
+impl Avx512 {
+    /// # Safety
+    /// As the methods of [`Vector`].
+    #[inline(always)]
+    pub(crate) unsafe fn load_ints(from: *const i32) -> __m512i {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+}
+
 impl Vector for Avx512 {
     type Ints = __m512i;
     type Bytes = __m512i;

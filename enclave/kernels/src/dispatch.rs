@@ -36,7 +36,7 @@ macro_rules! for_each_family {
             match family {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: this processor has the family's instructions.
-                $crate::Family::Avx512Vnni => unsafe { avx512($($argument),*) },
+                $crate::Family::Avx512Vnni | $crate::Family::Avx512Amx => unsafe { avx512($($argument),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: this processor has the family's instructions.
                 $crate::Family::Avx2 => unsafe { avx2($($argument),*) },

@@ -27,6 +27,8 @@ mod team;
 mod vector;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -53,6 +55,8 @@ pub enum Family {
     Avx2,
     /// AVX-512 F, BW, VL and VNNI: Ice Lake and later, Zen 4 and later.
     Avx512Vnni,
+    /// These and the tiles of AMX: Sapphire Rapids and later, on Linux from 5.16 on.
+    Avx512Amx,
     /// NEON with `dotprod`: Graviton2. Linux tells programs of it from 4.15 on.
     NeonDotprod,
     /// NEON with `dotprod` and `i8mm`: Graviton3 and later. Linux tells programs of it from 5.6 on.
@@ -87,6 +91,9 @@ impl Family {
                     && is_x86_feature_detected!("avx512vnni");
                 if avx2 && avx512 {
                     found.push(Self::Avx512Vnni);
+                    if amx::is_there() {
+                        found.push(Self::Avx512Amx);
+                    }
                 }
             }
             #[cfg(target_arch = "aarch64")]
@@ -107,6 +114,7 @@ impl Family {
             Self::Plain => "plain",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Amx => "avx512-amx",
             Self::NeonDotprod => "neon-dotprod",
             Self::NeonI8mm => "neon-i8mm",
         }

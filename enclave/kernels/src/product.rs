@@ -1,15 +1,19 @@
 //! Products of activations with packed weights.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod block;
 mod rows;
 mod wide;
 
 use block::block;
-use wide::{Area, Scratch};
+use wide::{Area, Scratch, Vectors};
 use zeroize::Zeroize;
 
 use crate::Family;
 use crate::activations::{Activations, View};
+#[cfg(target_arch = "x86_64")]
+use crate::amx::Tiles;
 use crate::format::Format;
 use crate::layout::{BAND, Layout};
 use crate::packed::Packed;
@@ -101,6 +105,7 @@ impl Job {
     /// Computes the columns of tiles `first` to `end`.
     fn run(&self, family: Family, first: usize, end: usize) {
         let (few, tiles_of_area) = match family {
+            Family::Avx512Amx => (12, 2),
             Family::Avx512Vnni => (12, 2),
             Family::Avx2 => (3, 1),
             Family::NeonDotprod | Family::NeonI8mm => (4, 1),
@@ -156,6 +161,10 @@ impl Job {
         }
         match (family, tiles) {
             #[cfg(target_arch = "x86_64")]
+            (Family::Avx512Amx, 2) => with_format!(wide_amx, 16, 2),
+            #[cfg(target_arch = "x86_64")]
+            (Family::Avx512Amx, _) => with_format!(wide_amx, 16, 1),
+            #[cfg(target_arch = "x86_64")]
             (Family::Avx512Vnni, 2) => with_format!(wide_avx512, 6, 2),
             #[cfg(target_arch = "x86_64")]
             (Family::Avx512Vnni, _) => with_format!(wide_avx512, 6, 1),
@@ -202,7 +211,7 @@ impl Job {
         }
         match family {
             #[cfg(target_arch = "x86_64")]
-            Family::Avx512Vnni => with_rows!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12),
+            Family::Avx512Vnni | Family::Avx512Amx => with_rows!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12),
             #[cfg(target_arch = "x86_64")]
             Family::Avx2 => with_rows!(avx2: 1 2 3),
             #[cfg(target_arch = "aarch64")]
@@ -286,7 +295,20 @@ unsafe fn plain<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::avx512::Avx512, FORMAT, M, N>(job, area, scratch) }
+    unsafe { wide::area::<Vectors<crate::avx512::Avx512, M>, FORMAT, N>(job, area, scratch) }
+}
+
+/// # Safety
+/// As [`area`](wide::area), on a processor with these instructions.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn wide_amx<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
+    // SAFETY: the instructions are enabled, and the family is the one of a processor with tiles.
+    unsafe {
+        let rows = area.rows.div_ceil(area.rows.div_ceil(amx::ROWS));
+        let _tiles = Tiles::new(rows as u8, amx::inputs(FORMAT) as u8);
+        wide::area::<amx::Amx, FORMAT, N>(job, area, scratch);
+    }
 }
 
 /// # Safety
@@ -295,7 +317,7 @@ unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Jo
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn wide_avx2<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::avx2::Avx2, FORMAT, M, N>(job, area, scratch) }
+    unsafe { wide::area::<Vectors<crate::avx2::Avx2, M>, FORMAT, N>(job, area, scratch) }
 }
 
 /// # Safety
@@ -308,7 +330,7 @@ unsafe fn wide_neon_dotprod<const FORMAT: u8, const M: usize, const N: usize>(
     scratch: &mut Scratch,
 ) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::neon::Neon<false>, FORMAT, M, N>(job, area, scratch) }
+    unsafe { wide::area::<Vectors<crate::neon::Neon<false>, M>, FORMAT, N>(job, area, scratch) }
 }
 
 /// # Safety
@@ -321,14 +343,14 @@ unsafe fn wide_neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(
     scratch: &mut Scratch,
 ) {
     // SAFETY: the instructions are enabled.
-    unsafe { wide::area::<crate::neon::Neon<true>, FORMAT, M, N>(job, area, scratch) }
+    unsafe { wide::area::<Vectors<crate::neon::Neon<true>, M>, FORMAT, N>(job, area, scratch) }
 }
 
 /// # Safety
 /// As [`area`](wide::area).
 unsafe fn wide_plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: plain Rust runs anywhere.
-    unsafe { wide::area::<crate::plain::Plain, FORMAT, M, N>(job, area, scratch) }
+    unsafe { wide::area::<Vectors<crate::plain::Plain, M>, FORMAT, N>(job, area, scratch) }
 }
 
 /// 128 rows of 2,048 codes are a quarter of the second cache of most cores. The engine's chunks of prompts are as long.

@@ -34,6 +34,13 @@ impl QuantisedRows {
         }
     }
 
+    /// The activations of a row, after which those of the next one lie.
+    #[inline(always)]
+    pub(super) unsafe fn codes(&self, row: usize) -> *const i8 {
+        // SAFETY: the caller's row is there.
+        unsafe { self.codes.add(row * self.blocks * BLOCK_INPUTS) }
+    }
+
     /// Four activations.
     #[inline(always)]
     pub(super) unsafe fn four(&self, row: usize, input: usize) -> i32 {

@@ -2,6 +2,9 @@
 //!
 //! What a row gets is, bit for bit, what [`block`](super::block) computes for it.
 
+use std::marker::PhantomData;
+use std::mem::replace;
+
 use zeroize::Zeroize;
 
 use super::block::{fifth_bits, offset, six_bits};
@@ -27,29 +30,64 @@ pub(super) struct Area {
 #[repr(C, align(64))]
 #[derive(Zeroize)]
 pub(super) struct Scratch {
-    /// A super-block of two tiles as codes of 8 bits.
-    codes: [[u8; SUPER_CODES]; 2],
+    /// A super-block of two tiles as codes of 8 bits; with AMX, of some formats, two times each.
+    pub(super) codes: [[u8; SUPER_CODES]; 4],
     /// The scales that belong to them: for each block, or for each half of one.
-    scales: [[f32; 2 * SUPER * LANES]; 2],
+    pub(super) scales: [[f32; 2 * SUPER * LANES]; 2],
+    /// Of 16 rows and as many outputs, for each step of a super-block: with AMX only.
+    pub(super) sums: [[i32; LANES * LANES]; 2 * SUPER],
     results: [[[f32; LANES]; 2]; ROWS_IN_CACHE],
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
         Self {
-            codes: [[0; SUPER_CODES]; 2],
+            codes: [[0; SUPER_CODES]; 4],
             scales: [[0.0; 2 * SUPER * LANES]; 2],
+            sums: [[0; LANES * LANES]; 2 * SUPER],
             results: [[[0.0; LANES]; 2]; ROWS_IN_CACHE],
         }
     }
 }
 
-/// All rows of an area times `N` tiles, at most `M` rows at a time.
+/// How rows are multiplied with `N` tiles that are unpacked.
+pub(super) trait Multiply<const FORMAT: u8, const N: usize> {
+    type Lanes: Vector;
+    /// At most so many rows at once.
+    const ROWS: usize;
+
+    /// Unpacks a super-block of `count` blocks, that of tile number `tile` of the area.
+    ///
+    /// # Safety
+    /// The weights must be those of such a super-block.
+    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, scratch: &mut Scratch);
+
+    /// # Safety
+    /// The super-blocks of the group must be unpacked.
+    unsafe fn multiply(group: &Group<N>, scratch: &mut Scratch);
+}
+
+/// Some rows and the super-block that they are multiplied with.
+pub(super) struct Group<const N: usize> {
+    pub(super) weights: [*const u8; N],
+    /// Of the super-block.
+    pub(super) blocks: usize,
+    pub(super) rows: QuantisedRows,
+    /// Of rows.
+    pub(super) count: usize,
+    /// Results of each row for two tiles, to which is added.
+    pub(super) so_far: *const f32,
+    pub(super) to: *mut f32,
+    /// From a row of `to` to the next one.
+    pub(super) stride: usize,
+}
+
+/// All rows of an area times `N` tiles.
 ///
 /// # Safety
 /// The area must be within `job`, with `N` tiles, and the format must be `FORMAT`, which is quantised.
 #[inline(always)]
-pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
+pub(super) unsafe fn area<W: Multiply<FORMAT, N>, const FORMAT: u8, const N: usize>(
     job: &Job,
     area: Area,
     scratch: &mut Scratch,
@@ -57,19 +95,19 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
     // SAFETY: offsets are those of the format, within tiles and rows that the job has.
     unsafe {
         let supers = job.layout.supers();
-        // As even as it goes: the first ones have one more than the last.
-        let groups = area.rows.div_ceil(M);
+        // As even as it goes: the last ones have one more than the first.
+        let groups = area.rows.div_ceil(W::ROWS);
         let (least, larger) = (area.rows / groups, area.rows % groups);
         scratch.results[..area.rows].fill([[0.0; LANES]; 2]);
         // The last tile of a matrix may have fewer columns than lanes.
         let is_whole = (area.tile + N) * LANES <= job.outputs;
         for index in 0..supers {
-            let count = job.layout.inputs_of(index) / BLOCK_INPUTS;
+            let blocks = job.layout.inputs_of(index) / BLOCK_INPUTS;
             let bytes = job.layout.bytes_of(index);
             let mut weights = [job.weights; N];
             for tile in 0..N {
                 weights[tile] = job.weights.add(job.layout.offset(area.tile + tile, index));
-                unpack::<V, FORMAT>(weights[tile], count, &mut scratch.codes[tile], &mut scratch.scales[tile]);
+                W::unpack(tile, weights[tile], blocks, scratch);
             }
             // What comes next is asked for in time, a share of it with each group of rows.
             let share = if area.goes_on { bytes.div_ceil(groups).next_multiple_of(64) } else { 0 };
@@ -81,42 +119,30 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
             }
             let mut first = 0;
             for group in 0..groups {
-                let rows = least + usize::from(group < larger);
+                let count = least + usize::from(group >= groups - larger);
                 for next in &mut next {
                     for line in (0..share).step_by(64) {
-                        V::prefetch(next.wrapping_add(line));
+                        W::Lanes::prefetch(next.wrapping_add(line));
                     }
                     *next = next.wrapping_add(share);
                 }
                 if index + 1 == supers {
-                    for row in area.row + first..area.row + first + rows {
+                    for row in area.row + first..area.row + first + count {
                         for tile in 0..N {
                             let out = job.out.wrapping_add(row * job.outputs + (area.tile + tile) * LANES);
-                            V::prefetch_near(out.cast());
+                            W::Lanes::prefetch_near(out.cast());
                         }
                     }
                 }
-                let quantised = QuantisedRows::of(job, index, count, area.row + first);
                 let so_far = scratch.results.as_mut_ptr().add(first).cast::<f32>();
                 let (to, stride) = if index + 1 == supers && is_whole {
                     (job.out.add((area.row + first) * job.outputs + area.tile * LANES), job.outputs)
                 } else {
                     (so_far, 2 * LANES)
                 };
-                macro_rules! with_rows {
-                    ($($rows:literal)*) => {
-                        match rows {
-                            $($rows if $rows <= M => {
-                                some::<V, FORMAT, $rows, N>(
-                                    weights, count, quantised, &scratch.codes, &scratch.scales, so_far, to, stride,
-                                );
-                            })*
-                            _ => {}
-                        }
-                    };
-                }
-                with_rows!(1 2 3 4 5 6);
-                first += rows;
+                let rows = QuantisedRows::of(job, index, blocks, area.row + first);
+                W::multiply(&Group { weights, blocks, rows, count, so_far, to, stride }, scratch);
+                first += count;
             }
         }
         if is_whole {
@@ -136,19 +162,54 @@ pub(super) unsafe fn area<V: Vector, const FORMAT: u8, const M: usize, const N: 
     }
 }
 
-/// A super-block of `count` blocks as codes of 8 bits, group by group of four inputs, and scales as f32.
+/// With the products of vectors, at most `M` rows at a time.
+pub(super) struct Vectors<V, const M: usize>(PhantomData<V>);
+
+impl<V: Vector, const FORMAT: u8, const M: usize, const N: usize> Multiply<FORMAT, N> for Vectors<V, M> {
+    type Lanes = V;
+    const ROWS: usize = M;
+
+    #[inline(always)]
+    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, scratch: &mut Scratch) {
+        let (codes, scales) = (&mut scratch.codes[tile], &mut scratch.scales[tile]);
+        // SAFETY: as the caller's.
+        unsafe { unpack::<V, FORMAT>(weights, count, codes, scales, |codes| codes) };
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(group: &Group<N>, scratch: &mut Scratch) {
+        macro_rules! with_rows {
+            ($($rows:literal)*) => {
+                match group.count {
+                    // SAFETY: as the caller's.
+                    $($rows if $rows <= M => unsafe { some::<V, FORMAT, $rows, N>(group, scratch) },)*
+                    _ => {}
+                }
+            };
+        }
+        with_rows!(1 2 3 4 5 6);
+    }
+}
+
+/// A super-block of `count` blocks as codes of 8 bits, group by group of four inputs, and scales as f32. What `meaning` makes of codes
+/// is stored.
+///
+/// # Safety
+/// `tile` must be such a super-block.
 #[inline(always)]
-unsafe fn unpack<V: Vector, const FORMAT: u8>(
+pub(super) unsafe fn unpack<V: Vector, const FORMAT: u8>(
     tile: *const u8,
     count: usize,
     codes: &mut [u8; SUPER_CODES],
     scales: &mut [f32; 2 * SUPER * LANES],
+    meaning: impl Fn(V::Bytes) -> V::Bytes,
 ) {
     // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
     unsafe {
         let (codes, scales) = (codes.as_mut_ptr(), scales.as_mut_ptr());
         for index in 0..count {
-            let put = |group: usize, bytes: V::Bytes| V::store_bytes(bytes, codes.add((index * 8 + group) * 64));
+            let put =
+                |group: usize, bytes: V::Bytes| V::store_bytes(meaning(bytes), codes.add((index * 8 + group) * 64));
             let scale = scales.add(index * LANES);
             if FORMAT == Q8_0 {
                 V::load_f16(tile.add(index * 32)).store(scale);
@@ -195,25 +256,21 @@ unsafe fn unpack<V: Vector, const FORMAT: u8>(
     }
 }
 
-/// `M` rows times the super-block that is unpacked, added to what they have so far; rows of `to` are `stride` apart.
+/// `M` rows times the super-block that is unpacked.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "three matrices, and what one of them was unpacked to")]
-unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
-    weights: [*const u8; N],
-    count: usize,
-    rows: QuantisedRows,
-    codes: &[[u8; SUPER_CODES]; 2],
-    scales: &[[f32; 2 * SUPER * LANES]; 2],
-    so_far: *const f32,
-    to: *mut f32,
-    stride: usize,
-) {
+unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(group: &Group<N>, scratch: &Scratch) {
+    let Scratch { codes, scales, .. } = scratch;
+    let Group { weights, blocks: count, rows, so_far, to, stride, .. } = *group;
     // SAFETY: a super-block has `count` blocks here and in the rows, and there are results of `M` rows, and room for them.
     unsafe {
         // Groups of four inputs that share a scale.
         let groups = if FORMAT == Q6K { 4 } else { 8 };
         let mut part = [[V::splat(0.0); N]; M];
+        let mut first_half = part;
         for index in 0..count * 8 / groups {
+            if FORMAT == Q4K && index == SUPER / 2 {
+                first_half = replace(&mut part, first_half);
+            }
             let mut sums = [[V::splat_int(0); N]; M];
             for row in 0..M {
                 let start = match FORMAT {
@@ -255,6 +312,13 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
                 }
             }
         }
+        if FORMAT == Q4K {
+            for row in 0..M {
+                for tile in 0..N {
+                    part[row][tile] = part[row][tile].add(first_half[row][tile]);
+                }
+            }
+        }
         if FORMAT == Q4K || FORMAT == Q5K {
             let mut minima = [[V::splat_int(0); N]; M];
             for pair in 0..SUPER / 2 {
@@ -290,4 +354,4 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
     }
 }
 
-const SUPER_CODES: usize = Format::Q8_0.super_bytes(SUPER_INPUTS) - SUPER * 32;
+pub(super) const SUPER_CODES: usize = Format::Q8_0.super_bytes(SUPER_INPUTS) - SUPER * 32;

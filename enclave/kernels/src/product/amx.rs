@@ -1,0 +1,317 @@
+//! Many rows times one or two tiles of weights with the tile registers of AMX, which multiply 16 rows with 16 outputs at once.
+//!
+//! Reading sums from those registers takes as long as computing them. So the whole numbers that the scales of Q4_K are become part of
+//! the weights: its sums are then of all 256 inputs of a super-block, where others are of the 32 (Q6_K: 16) that share a scale.
+
+use std::arch::x86_64::*;
+
+use super::block::offset;
+use super::wide::{Group, Multiply, Scratch, unpack};
+use super::{Q4_1, Q4K, Q5_1, Q5K, Q6K, Q8_0};
+use crate::amx::{load, multiply, store, zero};
+use crate::avx512::Avx512 as V;
+use crate::format::K_HEAD;
+use crate::vector::Vector;
+use crate::{BLOCK_INPUTS, LANES, SUPER};
+
+/// Rows of a tile register.
+pub(super) const ROWS: usize = 16;
+
+/// Inputs that are multiplied at once.
+pub(super) const fn inputs(format: u8) -> usize {
+    match format {
+        Q4K => 2 * BLOCK_INPUTS,
+        Q6K => BLOCK_INPUTS / 2,
+        _ => BLOCK_INPUTS,
+    }
+}
+
+/// With the registers in the [shape](crate::amx::Tiles::new) of the rows and the format.
+pub(super) struct Amx;
+
+impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
+    type Lanes = V;
+    const ROWS: usize = ROWS;
+
+    #[inline(always)]
+    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, scratch: &mut Scratch) {
+        // SAFETY: as the caller's.
+        unsafe {
+            if FORMAT == Q4K {
+                unpack_scaled(weights, &mut scratch.codes[2 * tile..][..2]);
+                return;
+            }
+            let more = _mm512_set1_epi8(match FORMAT {
+                Q8_0 => -128,
+                Q6K => 32,
+                _ => offset(FORMAT) as i8,
+            });
+            let meaning = |codes| _mm512_sub_epi8(codes, more);
+            unpack::<V, FORMAT>(weights, count, &mut scratch.codes[tile], &mut scratch.scales[tile], meaning);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply(group: &Group<N>, scratch: &mut Scratch) {
+        // SAFETY: as the caller's.
+        unsafe {
+            let sums = scratch.sums.as_mut_ptr().cast::<i32>();
+            let codes: [*const u8; 4] = scratch.codes.each_ref().map(|codes| codes.as_ptr());
+            match FORMAT {
+                Q4K if N == 2 => sums_of_super::<2, N>(group, codes, sums),
+                Q4K => sums_of_super::<1, N>(group, codes, sums),
+                Q6K => {}
+                _ if N == 2 => sums_of_blocks::<FORMAT, 2, N>(group, [codes[0], codes[1]], sums),
+                _ => sums_of_blocks::<FORMAT, 1, N>(group, [codes[0]], sums),
+            }
+            // What comes next is asked for while the sums are read.
+            let next = group.rows.codes(group.count);
+            for line in 0..group.count * group.blocks * BLOCK_INPUTS / 64 {
+                V::prefetch_near(next.wrapping_add(line * 64).cast());
+            }
+            for tile in 0..N {
+                if FORMAT == Q6K {
+                    sums_of_blocks::<FORMAT, 1, N>(group, [codes[tile]], sums);
+                }
+                let scales = scratch.scales[tile].as_ptr();
+                let place = if FORMAT == Q6K { 0 } else { tile * if FORMAT == Q4K { 2 } else { SUPER } };
+                let sums = sums.add(place * ROWS * LANES);
+                if FORMAT == Q4K {
+                    scaled_super(group, tile, sums);
+                } else if group.count > ROWS / 2 {
+                    scaled_blocks::<FORMAT, ROWS, N>(group, tile, sums, scales);
+                } else {
+                    scaled_blocks::<FORMAT, { ROWS / 2 }, N>(group, tile, sums, scales);
+                }
+            }
+        }
+    }
+}
+
+/// A super-block of Q4_K as codes that are multiplied with the lower three bits of their scales, and such with the upper three.
+#[inline(always)]
+unsafe fn unpack_scaled(tile: *const u8, codes: &mut [[u8; super::wide::SUPER_CODES]]) {
+    // SAFETY: offsets within a super-block, see `Format`.
+    unsafe {
+        let (lower, upper) = (codes[0].as_mut_ptr(), codes[1].as_mut_ptr());
+        for index in 0..SUPER {
+            let scale = V::load_u8(tile.add(64 + index * LANES));
+            // For the two pairs of inputs of an output.
+            let scale = _mm512_or_si512(scale, _mm512_slli_epi32::<16>(scale));
+            let (low, high) = (_mm512_and_si512(scale, _mm512_set1_epi16(7)), _mm512_srli_epi16::<3>(scale));
+            let put = |group: usize, codes| {
+                let at = (index * 8 + group) * 64;
+                // Two codes of at most 15 times at most 7 are two bytes, and none spills into the other.
+                V::store_bytes(_mm512_mullo_epi16(codes, low), lower.add(at));
+                V::store_bytes(_mm512_mullo_epi16(codes, high), upper.add(at));
+            };
+            for group in 0..4 {
+                let both = V::load_bytes(tile.add(K_HEAD + index * 256 + group * 64));
+                put(group, V::low_nibbles(both));
+                put(group + 4, V::high_nibbles(both));
+            }
+        }
+    }
+}
+
+/// The sums of a super-block of Q4_K: of each of `T` tiles those with the lower bits of the scales, and those with the upper ones.
+#[inline(always)]
+unsafe fn sums_of_super<const T: usize, const N: usize>(group: &Group<N>, codes: [*const u8; 4], sums: *mut i32) {
+    // SAFETY: the registers have the shape of the group, and the codes are those of a whole super-block.
+    unsafe {
+        let inputs = inputs(Q4K);
+        let stride = SUPER * BLOCK_INPUTS;
+        let rows = group.rows.codes(0).cast::<u8>();
+        zero::<0>();
+        zero::<1>();
+        if T == 2 {
+            zero::<2>();
+            zero::<3>();
+        }
+        for step in 0..stride / inputs {
+            let at = |plane: usize| codes[plane].add(step * inputs * LANES);
+            load::<4>(rows.add(step * inputs), stride);
+            load::<6>(at(0), 64);
+            multiply::<0, 4, 6>();
+            load::<7>(at(1), 64);
+            multiply::<1, 4, 7>();
+            if T == 2 {
+                load::<6>(at(2), 64);
+                multiply::<2, 4, 6>();
+                load::<7>(at(3), 64);
+                multiply::<3, 4, 7>();
+            }
+        }
+        let to = |place: usize| sums.add(place * ROWS * LANES);
+        store::<0>(to(0));
+        store::<1>(to(1));
+        if T == 2 {
+            store::<2>(to(2));
+            store::<3>(to(3));
+        }
+    }
+}
+
+/// The sums of the inputs that share a scale, of each of `T` tiles.
+#[inline(always)]
+unsafe fn sums_of_blocks<const FORMAT: u8, const T: usize, const N: usize>(
+    group: &Group<N>,
+    codes: [*const u8; T],
+    sums: *mut i32,
+) {
+    // SAFETY: the registers have the shape of the group, and there are codes of as many blocks as it has.
+    unsafe {
+        let inputs = inputs(FORMAT);
+        let stride = group.blocks * BLOCK_INPUTS;
+        let steps = stride / inputs;
+        let rows = group.rows.codes(0).cast::<u8>();
+        // In turns, so that what is stored was not computed just now.
+        let even = |step: usize| {
+            load::<4>(rows.add(step * inputs), stride);
+            load::<6>(codes[0].add(step * inputs * LANES), 64);
+            zero::<0>();
+            multiply::<0, 4, 6>();
+            if T == 2 {
+                load::<7>(codes[1].add(step * inputs * LANES), 64);
+                zero::<1>();
+                multiply::<1, 4, 7>();
+            }
+        };
+        let odd = |step: usize| {
+            load::<5>(rows.add(step * inputs), stride);
+            load::<6>(codes[0].add(step * inputs * LANES), 64);
+            zero::<2>();
+            multiply::<2, 5, 6>();
+            if T == 2 {
+                load::<7>(codes[1].add(step * inputs * LANES), 64);
+                zero::<3>();
+                multiply::<3, 5, 7>();
+            }
+        };
+        let to = |tile: usize, step: usize| sums.add((tile * SUPER + step) * ROWS * LANES);
+        let store_even = |step: usize| {
+            store::<0>(to(0, step));
+            if T == 2 {
+                store::<1>(to(1, step));
+            }
+        };
+        let store_odd = |step: usize| {
+            store::<2>(to(0, step));
+            if T == 2 {
+                store::<3>(to(1, step));
+            }
+        };
+        even(0);
+        for step in (1..steps).step_by(2) {
+            odd(step);
+            store_even(step - 1);
+            if step + 1 < steps {
+                even(step + 1);
+            }
+            store_odd(step);
+        }
+        if steps % 2 == 1 {
+            store_even(steps - 1);
+        }
+    }
+}
+
+/// Adds the sums of a super-block of Q4_K to what the group has so far.
+#[inline(always)]
+unsafe fn scaled_super<const N: usize>(group: &Group<N>, tile: usize, sums: *const i32) {
+    // SAFETY: there are two times the sums of 16 rows, of which the group has some.
+    unsafe {
+        let last = Last::<Q4K>::of(group.weights[tile]);
+        for row in 0..group.count {
+            let lower = V::load_ints(sums.add(row * LANES));
+            let upper = V::load_ints(sums.add((ROWS + row) * LANES));
+            let part = V::floats(_mm512_add_epi32(lower, _mm512_slli_epi32::<3>(upper)));
+            last.add(group, tile, row, part);
+        }
+    }
+}
+
+/// The same for the sums of `M` rows, of which the group may have fewer, each for the inputs that share a scale.
+#[inline(always)]
+unsafe fn scaled_blocks<const FORMAT: u8, const M: usize, const N: usize>(
+    group: &Group<N>,
+    tile: usize,
+    sums: *const i32,
+    scales: *const f32,
+) {
+    // SAFETY: there are sums of 16 rows, and scales and minima of as many blocks as the group has.
+    unsafe {
+        let mut part = [V::splat(0.0); M];
+        for step in 0..group.blocks * BLOCK_INPUTS / inputs(FORMAT) {
+            let scale = V::load(scales.add(step * LANES));
+            for row in 0..M {
+                let sum = V::load_ints(sums.add((step * ROWS + row) * LANES));
+                part[row] = V::floats(sum).fma(scale, part[row]);
+            }
+            if FORMAT == Q4_1 || FORMAT == Q5_1 {
+                let minimum = V::load_f16(group.weights[tile].add((group.blocks + step) * 32));
+                for row in 0..M {
+                    if row < group.count {
+                        let sum = V::splat(group.rows.sum32(row, step) as f32);
+                        part[row] = minimum.fma(sum, part[row]);
+                    }
+                }
+            }
+        }
+        let last = Last::<FORMAT>::of(group.weights[tile]);
+        for row in 0..M {
+            if row < group.count {
+                last.add(group, tile, row, part[row]);
+            }
+        }
+    }
+}
+
+/// What is the same for all blocks of a super-block of the K formats.
+struct Last<const FORMAT: u8> {
+    scale: V,
+    minimum: V,
+    /// Of two blocks each.
+    minima: [__m512i; SUPER / 2],
+}
+
+impl<const FORMAT: u8> Last<FORMAT> {
+    #[inline(always)]
+    unsafe fn of(tile: *const u8) -> Self {
+        // SAFETY: offsets within a super-block, see `Format`.
+        unsafe {
+            let (none, no_minima) = (V::splat(0.0), [V::splat_int(0); SUPER / 2]);
+            match FORMAT {
+                Q4K | Q5K => {
+                    let pairs = |pair| tile.add(64 + SUPER * LANES + pair * 2 * LANES);
+                    let minima =
+                        std::array::from_fn(|pair| _mm512_cvtepu8_epi16(_mm256_loadu_si256(pairs(pair).cast())));
+                    Self { scale: V::load_f16(tile), minimum: V::load_f16(tile.add(32)), minima }
+                }
+                Q6K => Self { scale: V::load_f16(tile), minimum: none, minima: no_minima },
+                _ => Self { scale: none, minimum: none, minima: no_minima },
+            }
+        }
+    }
+
+    /// Adds what a row has of this super-block to what it has so far.
+    #[inline(always)]
+    unsafe fn add<const N: usize>(&self, group: &Group<N>, tile: usize, row: usize, mut part: V) {
+        // SAFETY: the group has the row.
+        unsafe {
+            if FORMAT == Q4K || FORMAT == Q5K {
+                let mut minima = V::splat_int(0);
+                for pair in 0..SUPER / 2 {
+                    let sums = V::splat_int(group.rows.sum_pair(row, 2 * pair));
+                    minima = _mm512_dpwssd_epi32(minima, self.minima[pair], sums);
+                }
+                part = V::floats(minima).fnma(self.minimum, part.mul(self.scale));
+            } else if FORMAT == Q6K {
+                part = part.mul(self.scale);
+            }
+            let before = V::load(group.so_far.add((2 * row + tile) * LANES));
+            let scale = V::splat(group.rows.scale(row));
+            part.fma(scale, before).store(group.to.add(row * group.stride + tile * LANES));
+        }
+    }
+}
