@@ -12,8 +12,6 @@ use zeroize::Zeroize;
 
 use crate::Family;
 use crate::activations::{Activations, View};
-#[cfg(target_arch = "x86_64")]
-use crate::amx::Tiles;
 use crate::format::Format;
 use crate::layout::{BAND, Layout};
 use crate::packed::Packed;
@@ -142,18 +140,18 @@ impl Job {
     /// The area must be within the job, with `tiles` tiles; the format must be quantised, and the processor must have the family.
     unsafe fn area(&self, family: Family, area: Area, tiles: usize, scratch: &mut Scratch) {
         macro_rules! with_format {
-            ($function:ident, $rows:literal, $tiles:literal) => {
+            ($function:ident, $($number:literal),*) => {
                 // SAFETY: as the caller's.
                 unsafe {
                     match self.layout.format {
-                        Format::Q8_0 => $function::<Q8_0, $rows, $tiles>(self, area, scratch),
-                        Format::Q4_0 => $function::<Q4_0, $rows, $tiles>(self, area, scratch),
-                        Format::Q4_1 => $function::<Q4_1, $rows, $tiles>(self, area, scratch),
-                        Format::Q5_0 => $function::<Q5_0, $rows, $tiles>(self, area, scratch),
-                        Format::Q5_1 => $function::<Q5_1, $rows, $tiles>(self, area, scratch),
-                        Format::Q4K => $function::<Q4K, $rows, $tiles>(self, area, scratch),
-                        Format::Q5K => $function::<Q5K, $rows, $tiles>(self, area, scratch),
-                        Format::Q6K => $function::<Q6K, $rows, $tiles>(self, area, scratch),
+                        Format::Q8_0 => $function::<Q8_0, $($number),*>(self, area, scratch),
+                        Format::Q4_0 => $function::<Q4_0, $($number),*>(self, area, scratch),
+                        Format::Q4_1 => $function::<Q4_1, $($number),*>(self, area, scratch),
+                        Format::Q5_0 => $function::<Q5_0, $($number),*>(self, area, scratch),
+                        Format::Q5_1 => $function::<Q5_1, $($number),*>(self, area, scratch),
+                        Format::Q4K => $function::<Q4K, $($number),*>(self, area, scratch),
+                        Format::Q5K => $function::<Q5K, $($number),*>(self, area, scratch),
+                        Format::Q6K => $function::<Q6K, $($number),*>(self, area, scratch),
                         Format::F32 | Format::F16 | Format::Bf16 => {}
                     }
                 }
@@ -161,9 +159,9 @@ impl Job {
         }
         match (family, tiles) {
             #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Amx, 2) => with_format!(wide_amx, 16, 2),
+            (Family::Avx512Amx, 2) => with_format!(wide_amx, 2),
             #[cfg(target_arch = "x86_64")]
-            (Family::Avx512Amx, _) => with_format!(wide_amx, 16, 1),
+            (Family::Avx512Amx, _) => with_format!(wide_amx, 1),
             #[cfg(target_arch = "x86_64")]
             (Family::Avx512Vnni, 2) => with_format!(wide_avx512, 6, 2),
             #[cfg(target_arch = "x86_64")]
@@ -302,13 +300,9 @@ unsafe fn wide_avx512<const FORMAT: u8, const M: usize, const N: usize>(job: &Jo
 /// As [`area`](wide::area), on a processor with these instructions.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn wide_amx<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
-    // SAFETY: the instructions are enabled, and the family is the one of a processor with tiles.
-    unsafe {
-        let rows = area.rows.div_ceil(area.rows.div_ceil(amx::ROWS));
-        let _tiles = Tiles::new(rows as u8, amx::inputs(FORMAT) as u8);
-        wide::area::<amx::Amx, FORMAT, N>(job, area, scratch);
-    }
+unsafe fn wide_amx<const FORMAT: u8, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
+    // SAFETY: the instructions are enabled.
+    unsafe { amx::area::<FORMAT, N>(job, area, scratch) }
 }
 
 /// # Safety

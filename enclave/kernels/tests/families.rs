@@ -121,6 +121,43 @@ fn every_family_and_number_of_rows_gives_the_same_bits_near_what_f64_says() {
     }
 }
 
+/// Codes, scales and activations that are nearly all the largest, so that sums have more bits than an f32.
+#[test]
+fn the_largest_sums_have_the_same_bits_in_every_family_and_number_of_rows() {
+    let mut random = Random(5);
+    for format in Format::ALL.into_iter().filter(|format| format.is_quantised()) {
+        let (outputs, inputs) = (40, 768);
+        let mut bytes = tensor(format, outputs, inputs, &mut random);
+        let halves = match format {
+            Format::Q8_0 | Format::Q4_0 | Format::Q5_0 => 0..2,
+            Format::Q6K => 208..210,
+            _ => 0..4,
+        };
+        for block in bytes.chunks_exact_mut(format.bytes_of_block()) {
+            for (place, byte) in block.iter_mut().enumerate().filter(|(place, _)| !halves.contains(place)) {
+                // In Q6_K the largest scale is -128, and the largest code is 0 with it.
+                let most = if format != Format::Q6K {
+                    255
+                } else if place < 192 {
+                    0
+                } else {
+                    128
+                };
+                *byte = if random.next().is_multiple_of(8) { random.next() as u8 } else { most };
+            }
+        }
+        let packed = Packed::pack(format, outputs, inputs, &bytes).unwrap();
+        let rows: Vec<f32> = (0..40 * inputs).map(|_| 1.0 - random.float().abs() / 64.0).collect();
+        let expected = product(Family::Plain, &packed, &rows);
+        for &family in Family::all() {
+            for count in [1, 3, 12, 13, 21, 40] {
+                let some = product(family, &packed, &rows[..count * inputs]);
+                assert_eq!(bits(&some), bits(&expected[..count * outputs]), "{format:?} {family:?} {count}");
+            }
+        }
+    }
+}
+
 /// More rows than are multiplied together, a short super-block, an odd number of tiles and the last one not full; and in one step
 /// with what is a number, what is none.
 #[test]

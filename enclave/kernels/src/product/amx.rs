@@ -1,33 +1,41 @@
 //! Many rows times one or two tiles of weights with the tile registers of AMX, which multiply 16 rows with 16 outputs at once.
 //!
 //! Reading sums from those registers takes as long as computing them. So the whole numbers that the scales of Q4_K are become part of
-//! the weights: its sums are then of all 256 inputs of a super-block, where others are of the 32 (Q6_K: 16) that share a scale.
+//! the weights: its sums are then of all 256 inputs of a super-block, where others are of the 32 that share a scale. In Q6_K 16 inputs
+//! share one: there vectors are as fast.
 
 use std::arch::x86_64::*;
 
 use super::block::offset;
-use super::wide::{Group, Multiply, Scratch, unpack};
-use super::{Q4_1, Q4K, Q5_1, Q5K, Q6K, Q8_0};
-use crate::amx::{load, multiply, store, zero};
+use super::wide::{self, Area, Group, Multiply, SUPER_CODES, Scratch, Vectors, unpack};
+use super::{Job, Q4_1, Q4K, Q5_1, Q5K, Q6K, Q8_0};
+use crate::amx::{Tiles, load, multiply, store, zero};
 use crate::avx512::Avx512 as V;
 use crate::format::K_HEAD;
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
 
-/// Rows of a tile register.
-pub(super) const ROWS: usize = 16;
-
-/// Inputs that are multiplied at once.
-pub(super) const fn inputs(format: u8) -> usize {
-    match format {
-        Q4K => 2 * BLOCK_INPUTS,
-        Q6K => BLOCK_INPUTS / 2,
-        _ => BLOCK_INPUTS,
+/// All rows of an area times `N` tiles.
+///
+/// # Safety
+/// As [`wide::area`], on a processor with tile registers.
+#[inline(always)]
+pub(super) unsafe fn area<const FORMAT: u8, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
+    // SAFETY: as the caller's.
+    unsafe {
+        if FORMAT == Q6K {
+            return wide::area::<Vectors<V, 6>, FORMAT, N>(job, area, scratch);
+        }
+        // As many as the largest group has. Of a smaller one, the first row of the next group is computed, too, and not used.
+        let rows = area.rows.div_ceil(area.rows.div_ceil(ROWS));
+        let tiles = Tiles::new(rows as u8, inputs(FORMAT) as u8);
+        wide::area::<Amx, FORMAT, N>(job, area, scratch);
+        drop(tiles);
     }
 }
 
-/// With the registers in the [shape](crate::amx::Tiles::new) of the rows and the format.
-pub(super) struct Amx;
+/// With the registers in the shape of the area and the format.
+struct Amx;
 
 impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
     type Lanes = V;
@@ -41,11 +49,7 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
                 unpack_scaled(weights, &mut scratch.codes[2 * tile..][..2]);
                 return;
             }
-            let more = _mm512_set1_epi8(match FORMAT {
-                Q8_0 => -128,
-                Q6K => 32,
-                _ => offset(FORMAT) as i8,
-            });
+            let more = _mm512_set1_epi8(if FORMAT == Q8_0 { -128 } else { offset(FORMAT) as i8 });
             let meaning = |codes| _mm512_sub_epi8(codes, more);
             unpack::<V, FORMAT>(weights, count, &mut scratch.codes[tile], &mut scratch.scales[tile], meaning);
         }
@@ -60,7 +64,6 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
             match FORMAT {
                 Q4K if N == 2 => sums_of_super::<2, N>(group, codes, sums),
                 Q4K => sums_of_super::<1, N>(group, codes, sums),
-                Q6K => {}
                 _ if N == 2 => sums_of_blocks::<FORMAT, 2, N>(group, [codes[0], codes[1]], sums),
                 _ => sums_of_blocks::<FORMAT, 1, N>(group, [codes[0]], sums),
             }
@@ -70,12 +73,8 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
                 V::prefetch_near(next.wrapping_add(line * 64).cast());
             }
             for tile in 0..N {
-                if FORMAT == Q6K {
-                    sums_of_blocks::<FORMAT, 1, N>(group, [codes[tile]], sums);
-                }
                 let scales = scratch.scales[tile].as_ptr();
-                let place = if FORMAT == Q6K { 0 } else { tile * if FORMAT == Q4K { 2 } else { SUPER } };
-                let sums = sums.add(place * ROWS * LANES);
+                let sums = sums.add(tile * if FORMAT == Q4K { 2 } else { SUPER } * ROWS * LANES);
                 if FORMAT == Q4K {
                     scaled_super(group, tile, sums);
                 } else if group.count > ROWS / 2 {
@@ -88,9 +87,14 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
     }
 }
 
+/// Inputs that are multiplied at once.
+const fn inputs(format: u8) -> usize {
+    if format == Q4K { 2 * BLOCK_INPUTS } else { BLOCK_INPUTS }
+}
+
 /// A super-block of Q4_K as codes that are multiplied with the lower three bits of their scales, and such with the upper three.
 #[inline(always)]
-unsafe fn unpack_scaled(tile: *const u8, codes: &mut [[u8; super::wide::SUPER_CODES]]) {
+unsafe fn unpack_scaled(tile: *const u8, codes: &mut [[u8; SUPER_CODES]]) {
     // SAFETY: offsets within a super-block, see `Format`.
     unsafe {
         let (lower, upper) = (codes[0].as_mut_ptr(), codes[1].as_mut_ptr());
@@ -288,7 +292,6 @@ impl<const FORMAT: u8> Last<FORMAT> {
                         std::array::from_fn(|pair| _mm512_cvtepu8_epi16(_mm256_loadu_si256(pairs(pair).cast())));
                     Self { scale: V::load_f16(tile), minimum: V::load_f16(tile.add(32)), minima }
                 }
-                Q6K => Self { scale: V::load_f16(tile), minimum: none, minima: no_minima },
                 _ => Self { scale: none, minimum: none, minima: no_minima },
             }
         }
@@ -306,8 +309,6 @@ impl<const FORMAT: u8> Last<FORMAT> {
                     minima = _mm512_dpwssd_epi32(minima, self.minima[pair], sums);
                 }
                 part = V::floats(minima).fnma(self.minimum, part.mul(self.scale));
-            } else if FORMAT == Q6K {
-                part = part.mul(self.scale);
             }
             let before = V::load(group.so_far.add((2 * row + tile) * LANES));
             let scale = V::splat(group.rows.scale(row));
@@ -315,3 +316,6 @@ impl<const FORMAT: u8> Last<FORMAT> {
         }
     }
 }
+
+/// Rows of a tile register.
+const ROWS: usize = 16;
