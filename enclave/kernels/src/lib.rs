@@ -1,11 +1,11 @@
 //! What the engine spends its time in: products of packed weights with activations, attention over a paged KV cache, and
 //! the element-wise parts between them.
 //!
-//! Several families compute the same: AVX-512 VNNI and AVX2 with FMA on x86-64, NEON with `dotprod` and with `i8mm` on Arm, and
-//! plain Rust. The family is chosen at run time ([`Family::best`]), so one image runs, and measures the same, on every host. **All
-//! families give the same bits**: integer sums are exact, and every f32 operation is a fused or a single one, in one order: that of
-//! the format, and where a sum runs across lanes (norms, softmax) that of one fixed tree. It depends neither on how many rows are
-//! computed together nor on the number of threads.
+//! Several families compute the same: AVX-512 VNNI, with AMX or without, and AVX2 with FMA on x86-64, NEON with `dotprod` and with
+//! `i8mm` on Arm, and plain Rust. The family is chosen at run time ([`Family::best`]), so one image runs, and measures the same, on
+//! every host. **All families give the same bits**, but for those of what is no number: integer sums are exact, and every f32
+//! operation is a fused or a single one, in one order: that of the format, and where a sum runs across lanes (norms, softmax) that of
+//! one fixed tree. It depends neither on how many rows are computed together nor on the number of threads.
 //!
 //! Weights lie in *tiles* of 16 outputs (see [`Format`]): a vector instruction works on 16 outputs at once, and a step of a few
 //! answers reads the weights in the order in which they lie.

@@ -121,6 +121,7 @@ impl Job {
                 }
             }
             scratch.zeroize();
+            wipe_stack();
             return;
         }
         // More rows of floats than are multiplied at once read their weights again: one tile, which is still in a cache.
@@ -134,6 +135,7 @@ impl Job {
             }
             tile += tiles;
         }
+        wipe_stack();
     }
 
     /// # Safety
@@ -219,6 +221,13 @@ impl Job {
             _ => with_rows!(plain: 1),
         }
     }
+}
+
+/// Overwrites what functions that were called before left on the stack: registers for which there was no room hold sums of activations.
+#[inline(never)]
+fn wipe_stack() {
+    let frame = [0_u64; WIPED / size_of::<u64>()];
+    zeroize::optimization_barrier(&frame);
 }
 
 /// Which results a block computes.
@@ -353,3 +362,5 @@ const ROWS_IN_CACHE: usize = 128;
 const TASKS_OF_A_THREAD: usize = 4;
 /// Multiplications from which handing tiles to other threads costs less than it saves.
 const WORK_FOR_THREADS: usize = 1 << 17;
+/// Bytes of the stack that are wiped after products: their frames take fewer.
+const WIPED: usize = 16 << 10;

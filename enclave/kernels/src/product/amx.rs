@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::block::offset;
-use super::wide::{self, Area, Group, Multiply, SUPER_CODES, Scratch, Vectors, unpack};
+use super::wide::{self, Area, Group, Multiply, SUPER_CODES, Scratch, Unpacked, Vectors, unpack};
 use super::{Job, Q4_1, Q4K, Q5_1, Q5K, Q6K, Q8_0};
 use crate::amx::{Tiles, load, multiply, store, zero};
 use crate::avx512::Avx512 as V;
@@ -42,25 +42,25 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
     const ROWS: usize = ROWS;
 
     #[inline(always)]
-    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, scratch: &mut Scratch) {
+    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, unpacked: &mut Unpacked) {
         // SAFETY: as the caller's.
         unsafe {
             if FORMAT == Q4K {
-                unpack_scaled(weights, &mut scratch.codes[2 * tile..][..2]);
+                unpack_scaled(weights, &mut unpacked.codes[2 * tile..][..2]);
                 return;
             }
             let more = _mm512_set1_epi8(if FORMAT == Q8_0 { -128 } else { offset(FORMAT) as i8 });
             let meaning = |codes| _mm512_sub_epi8(codes, more);
-            unpack::<V, FORMAT>(weights, count, &mut scratch.codes[tile], &mut scratch.scales[tile], meaning);
+            unpack::<V, FORMAT>(weights, count, &mut unpacked.codes[tile], &mut unpacked.scales[tile], meaning);
         }
     }
 
     #[inline(always)]
-    unsafe fn multiply(group: &Group<N>, scratch: &mut Scratch) {
+    unsafe fn multiply(group: &Group<N>, unpacked: &mut Unpacked) {
         // SAFETY: as the caller's.
         unsafe {
-            let sums = scratch.sums.as_mut_ptr().cast::<i32>();
-            let codes: [*const u8; 4] = scratch.codes.each_ref().map(|codes| codes.as_ptr());
+            let sums = unpacked.sums.as_mut_ptr().cast::<i32>();
+            let codes: [*const u8; 4] = unpacked.codes.each_ref().map(|codes| codes.as_ptr());
             match FORMAT {
                 Q4K if N == 2 => sums_of_super::<2, N>(group, codes, sums),
                 Q4K => sums_of_super::<1, N>(group, codes, sums),
@@ -73,7 +73,7 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
                 V::prefetch_near(next.wrapping_add(line * 64).cast());
             }
             for tile in 0..N {
-                let scales = scratch.scales[tile].as_ptr();
+                let scales = unpacked.scales[tile].as_ptr();
                 let sums = sums.add(tile * if FORMAT == Q4K { 2 } else { SUPER } * ROWS * LANES);
                 if FORMAT == Q4K {
                     scaled_super(group, tile, sums);

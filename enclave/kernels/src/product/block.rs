@@ -1,7 +1,7 @@
 //! A few rows times the tiles of a band: what a step of a few answers spends its time in. Weights are read once, from memory, in the
 //! order in which they lie.
 
-use std::mem::replace;
+use std::ops::Range;
 
 use zeroize::Zeroize;
 
@@ -144,27 +144,40 @@ pub(super) const fn offset(format: u8) -> i32 {
 /// less than 2^24. So it can be computed as a whole number, too.
 #[inline(always)]
 unsafe fn k<V: Vector, const FIFTH: bool, const M: usize>(tile: *const u8, rows: QuantisedRows) -> [V; M] {
+    // SAFETY: as `k_blocks`.
+    unsafe {
+        let mut part;
+        if FIFTH {
+            part = k_blocks::<V, FIFTH, M>(tile, &rows, 0..SUPER);
+        } else {
+            part = k_blocks::<V, FIFTH, M>(tile, &rows, 0..SUPER / 2);
+            let second = k_blocks::<V, FIFTH, M>(tile, &rows, SUPER / 2..SUPER);
+            for row in 0..M {
+                part[row] = part[row].add(second[row]);
+            }
+        }
+        minima(tile, &rows, &mut part);
+        part
+    }
+}
+
+#[inline(always)]
+unsafe fn k_blocks<V: Vector, const FIFTH: bool, const M: usize>(
+    tile: *const u8,
+    rows: &QuantisedRows,
+    blocks: Range<usize>,
+) -> [V; M] {
     // SAFETY: offsets within a super-block, see `Format`.
     unsafe {
         let size = if FIFTH { 256 + 64 } else { 256 };
         let mut part = [V::splat(0.0); M];
-        let mut first_half = part;
-        for index in 0..SUPER {
-            if !FIFTH && index == SUPER / 2 {
-                first_half = replace(&mut part, first_half);
-            }
+        for index in blocks {
             let codes = tile.add(K_HEAD + index * size);
             let mut sums = [V::splat_int(0); M];
             let fifth = if FIFTH { Some(codes.add(256)) } else { None };
-            nibbles::<V, M>(codes, fifth, &rows, index * BLOCK_INPUTS, &mut sums);
+            nibbles::<V, M>(codes, fifth, rows, index * BLOCK_INPUTS, &mut sums);
             scaled(V::floats(V::load_u8(tile.add(64 + index * LANES))), sums, &mut part);
         }
-        if !FIFTH {
-            for row in 0..M {
-                part[row] = part[row].add(first_half[row]);
-            }
-        }
-        minima(tile, &rows, &mut part);
         part
     }
 }

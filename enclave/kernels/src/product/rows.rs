@@ -34,10 +34,10 @@ impl QuantisedRows {
         }
     }
 
-    /// The activations of a row, after which those of the next one lie.
+    /// Where the activations of a row begin, or those of the last one end.
     #[inline(always)]
     pub(super) unsafe fn codes(&self, row: usize) -> *const i8 {
-        // SAFETY: the caller's row is there.
+        // SAFETY: the caller's row is one of them, or the first that is not.
         unsafe { self.codes.add(row * self.blocks * BLOCK_INPUTS) }
     }
 

@@ -3,7 +3,7 @@
 //! What a row gets is, bit for bit, what [`block`](super::block) computes for it.
 
 use std::marker::PhantomData;
-use std::mem::replace;
+use std::ops::Range;
 
 use zeroize::Zeroize;
 
@@ -30,22 +30,34 @@ pub(super) struct Area {
 #[repr(C, align(64))]
 #[derive(Zeroize)]
 pub(super) struct Scratch {
-    /// A super-block of two tiles as codes of 8 bits; with AMX, of some formats, two times each.
-    pub(super) codes: [[u8; SUPER_CODES]; 4],
-    /// The scales that belong to them: for each block, or for each half of one.
-    pub(super) scales: [[f32; 2 * SUPER * LANES]; 2],
-    /// Of 16 rows and as many outputs, for each step of a super-block: with AMX only.
-    pub(super) sums: [[i32; LANES * LANES]; 2 * SUPER],
+    unpacked: Unpacked,
     results: [[[f32; LANES]; 2]; ROWS_IN_CACHE],
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
+        Self { unpacked: Unpacked::new(), results: [[[0.0; LANES]; 2]; ROWS_IN_CACHE] }
+    }
+}
+
+/// A super-block of two tiles.
+#[repr(C, align(64))]
+#[derive(Zeroize)]
+pub(super) struct Unpacked {
+    /// Codes of 8 bits; with AMX, of some formats, two for each.
+    pub(super) codes: [[u8; SUPER_CODES]; 4],
+    /// The scales that belong to them: for each block, or for each half of one.
+    pub(super) scales: [[f32; 2 * SUPER * LANES]; 2],
+    /// With AMX: what 16 rows and as many outputs give in each step of the super-block.
+    pub(super) sums: [[i32; LANES * LANES]; 2 * SUPER],
+}
+
+impl Unpacked {
+    const fn new() -> Self {
         Self {
             codes: [[0; SUPER_CODES]; 4],
             scales: [[0.0; 2 * SUPER * LANES]; 2],
             sums: [[0; LANES * LANES]; 2 * SUPER],
-            results: [[[0.0; LANES]; 2]; ROWS_IN_CACHE],
         }
     }
 }
@@ -60,11 +72,11 @@ pub(super) trait Multiply<const FORMAT: u8, const N: usize> {
     ///
     /// # Safety
     /// The weights must be those of such a super-block.
-    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, scratch: &mut Scratch);
+    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, unpacked: &mut Unpacked);
 
     /// # Safety
     /// The super-blocks of the group must be unpacked.
-    unsafe fn multiply(group: &Group<N>, scratch: &mut Scratch);
+    unsafe fn multiply(group: &Group<N>, unpacked: &mut Unpacked);
 }
 
 /// Some rows and the super-block that they are multiplied with.
@@ -107,7 +119,7 @@ pub(super) unsafe fn area<W: Multiply<FORMAT, N>, const FORMAT: u8, const N: usi
             let mut weights = [job.weights; N];
             for tile in 0..N {
                 weights[tile] = job.weights.add(job.layout.offset(area.tile + tile, index));
-                W::unpack(tile, weights[tile], blocks, scratch);
+                W::unpack(tile, weights[tile], blocks, &mut scratch.unpacked);
             }
             // What comes next is asked for in time, a share of it with each group of rows.
             let share = if area.goes_on { bytes.div_ceil(groups).next_multiple_of(64) } else { 0 };
@@ -141,7 +153,7 @@ pub(super) unsafe fn area<W: Multiply<FORMAT, N>, const FORMAT: u8, const N: usi
                     (so_far, 2 * LANES)
                 };
                 let rows = QuantisedRows::of(job, index, blocks, area.row + first);
-                W::multiply(&Group { weights, blocks, rows, count, so_far, to, stride }, scratch);
+                W::multiply(&Group { weights, blocks, rows, count, so_far, to, stride }, &mut scratch.unpacked);
                 first += count;
             }
         }
@@ -170,19 +182,19 @@ impl<V: Vector, const FORMAT: u8, const M: usize, const N: usize> Multiply<FORMA
     const ROWS: usize = M;
 
     #[inline(always)]
-    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, scratch: &mut Scratch) {
-        let (codes, scales) = (&mut scratch.codes[tile], &mut scratch.scales[tile]);
+    unsafe fn unpack(tile: usize, weights: *const u8, count: usize, unpacked: &mut Unpacked) {
+        let (codes, scales) = (&mut unpacked.codes[tile], &mut unpacked.scales[tile]);
         // SAFETY: as the caller's.
         unsafe { unpack::<V, FORMAT>(weights, count, codes, scales, |codes| codes) };
     }
 
     #[inline(always)]
-    unsafe fn multiply(group: &Group<N>, scratch: &mut Scratch) {
+    unsafe fn multiply(group: &Group<N>, unpacked: &mut Unpacked) {
         macro_rules! with_rows {
             ($($rows:literal)*) => {
                 match group.count {
                     // SAFETY: as the caller's.
-                    $($rows if $rows <= M => unsafe { some::<V, FORMAT, $rows, N>(group, scratch) },)*
+                    $($rows if $rows <= M => unsafe { some::<V, FORMAT, $rows, N>(group, unpacked) },)*
                     _ => {}
                 }
             };
@@ -258,19 +270,73 @@ pub(super) unsafe fn unpack<V: Vector, const FORMAT: u8>(
 
 /// `M` rows times the super-block that is unpacked.
 #[inline(always)]
-unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(group: &Group<N>, scratch: &Scratch) {
-    let Scratch { codes, scales, .. } = scratch;
+unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(group: &Group<N>, unpacked: &Unpacked) {
     let Group { weights, blocks: count, rows, so_far, to, stride, .. } = *group;
     // SAFETY: a super-block has `count` blocks here and in the rows, and there are results of `M` rows, and room for them.
+    unsafe {
+        let mut part;
+        if FORMAT == Q4K {
+            // Halves of which each is exact: see `block`.
+            part = scaled::<V, FORMAT, M, N>(group, unpacked, 0..SUPER / 2);
+            let second = scaled::<V, FORMAT, M, N>(group, unpacked, SUPER / 2..SUPER);
+            for row in 0..M {
+                for tile in 0..N {
+                    part[row][tile] = part[row][tile].add(second[row][tile]);
+                }
+            }
+        } else {
+            part = scaled::<V, FORMAT, M, N>(group, unpacked, 0..if FORMAT == Q6K { 2 * count } else { count });
+        }
+        if FORMAT == Q4K || FORMAT == Q5K {
+            let mut minima = [[V::splat_int(0); N]; M];
+            for pair in 0..SUPER / 2 {
+                for row in 0..M {
+                    let sums = rows.sum_pair(row, 2 * pair);
+                    for tile in 0..N {
+                        let at = weights[tile].add(64 + SUPER * LANES + pair * 2 * LANES);
+                        minima[row][tile] = V::dot_pairs(minima[row][tile], at, sums);
+                    }
+                }
+            }
+            for tile in 0..N {
+                let (scale, minimum) = (V::load_f16(weights[tile]), V::load_f16(weights[tile].add(32)));
+                for row in 0..M {
+                    part[row][tile] = V::floats(minima[row][tile]).fnma(minimum, part[row][tile].mul(scale));
+                }
+            }
+        } else if FORMAT == Q6K {
+            for tile in 0..N {
+                let scale = V::load_f16(weights[tile]);
+                for row in 0..M {
+                    part[row][tile] = part[row][tile].mul(scale);
+                }
+            }
+        }
+        for row in 0..M {
+            let scale = V::splat(rows.scale(row));
+            for tile in 0..N {
+                let before = V::load(so_far.add((2 * row + tile) * LANES));
+                part[row][tile].fma(scale, before).store(to.add(row * stride + tile * LANES));
+            }
+        }
+    }
+}
+
+/// What some parts of a super-block, each with a scale, give.
+#[inline(always)]
+unsafe fn scaled<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
+    group: &Group<N>,
+    unpacked: &Unpacked,
+    parts: Range<usize>,
+) -> [[V; N]; M] {
+    let Unpacked { codes, scales, .. } = unpacked;
+    let Group { weights, blocks: count, rows, .. } = *group;
+    // SAFETY: as the caller's.
     unsafe {
         // Groups of four inputs that share a scale.
         let groups = if FORMAT == Q6K { 4 } else { 8 };
         let mut part = [[V::splat(0.0); N]; M];
-        let mut first_half = part;
-        for index in 0..count * 8 / groups {
-            if FORMAT == Q4K && index == SUPER / 2 {
-                first_half = replace(&mut part, first_half);
-            }
+        for index in parts {
             let mut sums = [[V::splat_int(0); N]; M];
             for row in 0..M {
                 let start = match FORMAT {
@@ -312,45 +378,7 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(grou
                 }
             }
         }
-        if FORMAT == Q4K {
-            for row in 0..M {
-                for tile in 0..N {
-                    part[row][tile] = part[row][tile].add(first_half[row][tile]);
-                }
-            }
-        }
-        if FORMAT == Q4K || FORMAT == Q5K {
-            let mut minima = [[V::splat_int(0); N]; M];
-            for pair in 0..SUPER / 2 {
-                for row in 0..M {
-                    let sums = rows.sum_pair(row, 2 * pair);
-                    for tile in 0..N {
-                        let at = weights[tile].add(64 + SUPER * LANES + pair * 2 * LANES);
-                        minima[row][tile] = V::dot_pairs(minima[row][tile], at, sums);
-                    }
-                }
-            }
-            for tile in 0..N {
-                let (scale, minimum) = (V::load_f16(weights[tile]), V::load_f16(weights[tile].add(32)));
-                for row in 0..M {
-                    part[row][tile] = V::floats(minima[row][tile]).fnma(minimum, part[row][tile].mul(scale));
-                }
-            }
-        } else if FORMAT == Q6K {
-            for tile in 0..N {
-                let scale = V::load_f16(weights[tile]);
-                for row in 0..M {
-                    part[row][tile] = part[row][tile].mul(scale);
-                }
-            }
-        }
-        for row in 0..M {
-            let scale = V::splat(rows.scale(row));
-            for tile in 0..N {
-                let before = V::load(so_far.add((2 * row + tile) * LANES));
-                part[row][tile].fma(scale, before).store(to.add(row * stride + tile * LANES));
-            }
-        }
+        part
     }
 }
 
