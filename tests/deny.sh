@@ -7,6 +7,8 @@ if ! command -v cargo-deny >/dev/null 2>&1; then
     printf 'missing: cargo-deny (checks the dependency rules). Get it: cargo install --locked cargo-deny@0.20.2\n' >&2
     exit 1
 fi
+# It reads the crates of every platform, and a build fetched those of this one.
+cargo fetch --locked --quiet
 cargo deny --offline --locked check bans licenses sources
 if [ -d "${CARGO_HOME:-$HOME/.cargo}/advisory-dbs" ]; then
     cargo deny --offline --locked check advisories

