@@ -110,17 +110,18 @@ impl Job {
             Family::Plain => (1, 1),
         };
         if self.rows > few && self.layout.format.is_quantised() {
-            let mut scratch = Scratch::new();
-            // So many rows stay in the cache of the core while all tiles go by.
-            for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
-                let rows = ROWS_IN_CACHE.min(self.rows - row);
-                for tile in (first..end).step_by(tiles_of_area) {
-                    let area = Area { row, rows, tile, goes_on: end - tile >= 2 * tiles_of_area };
-                    // SAFETY: rows and tiles are within the job, and the processor has the family (`multiply` checked).
-                    unsafe { self.area(family, area, tiles_of_area.min(end - tile), &mut scratch) };
+            wide::SCRATCH.with_borrow_mut(|scratch| {
+                // So many rows stay in the cache of the core while all tiles go by.
+                for row in (0..self.rows).step_by(ROWS_IN_CACHE) {
+                    let rows = ROWS_IN_CACHE.min(self.rows - row);
+                    for tile in (first..end).step_by(tiles_of_area) {
+                        let area = Area { row, rows, tile, goes_on: end - tile >= 2 * tiles_of_area };
+                        // SAFETY: rows and tiles are within the job, and the processor has the family (`multiply` checked).
+                        unsafe { self.area(family, area, tiles_of_area.min(end - tile), scratch) };
+                    }
                 }
-            }
-            scratch.zeroize();
+                scratch.zeroize();
+            });
             wipe_stack();
             return;
         }

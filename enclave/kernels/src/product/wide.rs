@@ -2,6 +2,7 @@
 //!
 //! What a row gets is, bit for bit, what [`block`](super::block) computes for it.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -34,8 +35,13 @@ pub(super) struct Scratch {
     results: [[[f32; LANES]; 2]; ROWS_IN_CACHE],
 }
 
+thread_local! {
+    /// Zeros, but while this thread computes: to make them anew for each task would take as long as wiping.
+    pub(super) static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
+}
+
 impl Scratch {
-    pub(super) fn new() -> Self {
+    const fn new() -> Self {
         Self { unpacked: Unpacked::new(), results: [[[0.0; LANES]; 2]; ROWS_IN_CACHE] }
     }
 }
