@@ -6,7 +6,7 @@ mod block;
 mod rows;
 mod wide;
 
-use block::block;
+use block::{Ahead, block};
 use wide::{Area, Scratch, Vectors};
 use zeroize::Zeroize;
 
@@ -131,8 +131,10 @@ impl Job {
         while tile < end {
             let tiles = (tile + 1).next_multiple_of(together).min(end) - tile;
             for row in (0..self.rows).step_by(few) {
+                let rows = few.min(self.rows - row);
+                let ahead = Ahead::of(family, self.layout.format, rows);
                 // SAFETY: as above.
-                unsafe { self.block(family, Place { row, rows: few.min(self.rows - row), tile, tiles }) };
+                unsafe { self.block(family, Place { row, rows, tile, tiles, ahead }) };
             }
             tile += tiles;
         }
@@ -239,6 +241,7 @@ struct Place {
     tile: usize,
     /// They lie within one band.
     tiles: usize,
+    ahead: Ahead,
 }
 
 // A parameter of a function cannot be an enum.

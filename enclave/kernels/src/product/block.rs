@@ -7,10 +7,10 @@ use zeroize::Zeroize;
 
 use super::rows::QuantisedRows;
 use super::{BF16, F16, F32, Job, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q8_0};
-use crate::format::{K_HEAD, Q6_HEAD};
+use crate::format::{Format, K_HEAD, Q6_HEAD};
 use crate::layout::{BAND, SUPER_INPUTS};
 use crate::vector::Vector;
-use crate::{BLOCK_INPUTS, LANES, SUPER};
+use crate::{BLOCK_INPUTS, Family, LANES, SUPER};
 
 /// `M` rows times some tiles of a band.
 ///
@@ -27,19 +27,19 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Jo
             for result in results.iter_mut().take(place.tiles) {
                 if FORMAT <= BF16 {
                     let rows = job.floats.add(place.row * job.layout.inputs + index * SUPER_INPUTS);
-                    floats::<V, FORMAT, M>(tile, rows, job.layout.inputs, inputs, result);
+                    floats::<V, FORMAT, M>(tile, rows, job.layout.inputs, inputs, place.ahead, result);
                 } else {
                     let count = inputs / BLOCK_INPUTS;
-                    let rows = QuantisedRows::of(job, index, count, place.row);
+                    let (rows, ahead) = (QuantisedRows::of(job, index, count, place.row), place.ahead);
                     let part = match FORMAT {
-                        Q8_0 => q8_0::<V, M>(tile, rows, count),
-                        Q4_0 => small::<V, Q4_0, M>(tile, rows, count),
-                        Q4_1 => small::<V, Q4_1, M>(tile, rows, count),
-                        Q5_0 => small::<V, Q5_0, M>(tile, rows, count),
-                        Q5_1 => small::<V, Q5_1, M>(tile, rows, count),
-                        Q4K => k::<V, false, M>(tile, rows),
-                        Q5K => k::<V, true, M>(tile, rows),
-                        _ => q6::<V, M>(tile, rows),
+                        Q8_0 => q8_0::<V, M>(tile, rows, count, ahead),
+                        Q4_0 => small::<V, Q4_0, M>(tile, rows, count, ahead),
+                        Q4_1 => small::<V, Q4_1, M>(tile, rows, count, ahead),
+                        Q5_0 => small::<V, Q5_0, M>(tile, rows, count, ahead),
+                        Q5_1 => small::<V, Q5_1, M>(tile, rows, count, ahead),
+                        Q4K => k::<V, false, M>(tile, rows, ahead),
+                        Q5K => k::<V, true, M>(tile, rows, ahead),
+                        _ => q6::<V, M>(tile, rows, ahead),
                     };
                     for row in 0..M {
                         result[row] = part[row].fma(V::splat(rows.scale(row)), result[row]);
@@ -70,13 +70,13 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Jo
 }
 
 #[inline(always)]
-unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, count: usize) -> [V; M] {
+unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, count: usize, ahead: Ahead) -> [V; M] {
     // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
     unsafe {
         let mut part = [V::splat(0.0); M];
         for index in 0..count {
             let codes = tile.add(count * 32 + index * 512);
-            if M > FEW {
+            if ahead.page {
                 V::prefetch(codes.wrapping_add(PAGE));
             }
             let mut sums = [V::splat_int(0); M];
@@ -85,7 +85,7 @@ unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, 
             }
             for group in 0..8 {
                 let at = codes.add(group * 64);
-                V::prefetch_near(at.wrapping_add(if M > FEW { ahead(FEW) } else { ahead(M) }));
+                V::prefetch_near(at.wrapping_add(ahead.near));
                 let bytes = V::load_bytes(at);
                 for row in 0..M {
                     sums[row] = V::dot_full(sums[row], bytes, rows.four(row, index * BLOCK_INPUTS + group * 4));
@@ -103,6 +103,7 @@ unsafe fn small<V: Vector, const FORMAT: u8, const M: usize>(
     tile: *const u8,
     rows: QuantisedRows,
     count: usize,
+    ahead: Ahead,
 ) -> [V; M] {
     // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
     unsafe {
@@ -116,7 +117,7 @@ unsafe fn small<V: Vector, const FORMAT: u8, const M: usize>(
                 sums[row] = V::splat_int(-offset(FORMAT) * rows.sum32(row, index));
             }
             let fifth = if has_fifth { Some(codes.add(256)) } else { None };
-            nibbles::<V, M>(codes, fifth, &rows, index * BLOCK_INPUTS, &mut sums);
+            nibbles::<V, M>(codes, fifth, &rows, index * BLOCK_INPUTS, ahead, &mut sums);
             scaled(V::load_f16(tile.add(index * 32)), sums, &mut part);
             if has_minima {
                 let minimum = V::load_f16(tile.add((count + index) * 32));
@@ -143,15 +144,19 @@ pub(super) const fn offset(format: u8) -> i32 {
 /// The sum of a super-block of Q4_K is a whole number that is rounded once: those of its halves are exact, as 4 x 32 x 15 x 127 x 63 is
 /// less than 2^24. So it can be computed as a whole number, too.
 #[inline(always)]
-unsafe fn k<V: Vector, const FIFTH: bool, const M: usize>(tile: *const u8, rows: QuantisedRows) -> [V; M] {
+unsafe fn k<V: Vector, const FIFTH: bool, const M: usize>(
+    tile: *const u8,
+    rows: QuantisedRows,
+    ahead: Ahead,
+) -> [V; M] {
     // SAFETY: as `k_blocks`.
     unsafe {
         let mut part;
         if FIFTH {
-            part = k_blocks::<V, FIFTH, M>(tile, &rows, 0..SUPER);
+            part = k_blocks::<V, FIFTH, M>(tile, &rows, 0..SUPER, ahead);
         } else {
-            part = k_blocks::<V, FIFTH, M>(tile, &rows, 0..SUPER / 2);
-            let second = k_blocks::<V, FIFTH, M>(tile, &rows, SUPER / 2..SUPER);
+            part = k_blocks::<V, FIFTH, M>(tile, &rows, 0..SUPER / 2, ahead);
+            let second = k_blocks::<V, FIFTH, M>(tile, &rows, SUPER / 2..SUPER, ahead);
             for row in 0..M {
                 part[row] = part[row].add(second[row]);
             }
@@ -166,6 +171,7 @@ unsafe fn k_blocks<V: Vector, const FIFTH: bool, const M: usize>(
     tile: *const u8,
     rows: &QuantisedRows,
     blocks: Range<usize>,
+    ahead: Ahead,
 ) -> [V; M] {
     // SAFETY: offsets within a super-block, see `Format`.
     unsafe {
@@ -175,7 +181,7 @@ unsafe fn k_blocks<V: Vector, const FIFTH: bool, const M: usize>(
             let codes = tile.add(K_HEAD + index * size);
             let mut sums = [V::splat_int(0); M];
             let fifth = if FIFTH { Some(codes.add(256)) } else { None };
-            nibbles::<V, M>(codes, fifth, rows, index * BLOCK_INPUTS, &mut sums);
+            nibbles::<V, M>(codes, fifth, rows, index * BLOCK_INPUTS, ahead, &mut sums);
             scaled(V::floats(V::load_u8(tile.add(64 + index * LANES))), sums, &mut part);
         }
         part
@@ -183,7 +189,7 @@ unsafe fn k_blocks<V: Vector, const FIFTH: bool, const M: usize>(
 }
 
 #[inline(always)]
-unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows) -> [V; M] {
+unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, ahead: Ahead) -> [V; M] {
     // SAFETY: offsets within a super-block, see `Format`.
     unsafe {
         let mut part = [V::splat(0.0); M];
@@ -195,10 +201,10 @@ unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows) ->
                 second[row] = V::splat_int(rows.start16(row, 2 * index + 1));
             }
             let input = index * BLOCK_INPUTS;
-            q6_group::<V, 0, M>(codes, &rows, input, &mut first, &mut second);
-            q6_group::<V, 1, M>(codes, &rows, input, &mut first, &mut second);
-            q6_group::<V, 2, M>(codes, &rows, input, &mut first, &mut second);
-            q6_group::<V, 3, M>(codes, &rows, input, &mut first, &mut second);
+            q6_group::<V, 0, M>(codes, &rows, input, ahead, &mut first, &mut second);
+            q6_group::<V, 1, M>(codes, &rows, input, ahead, &mut first, &mut second);
+            q6_group::<V, 2, M>(codes, &rows, input, ahead, &mut first, &mut second);
+            q6_group::<V, 3, M>(codes, &rows, input, ahead, &mut first, &mut second);
             scaled(V::floats(V::load_i8(tile.add(64 + 2 * index * LANES))), first, &mut part);
             scaled(V::floats(V::load_i8(tile.add(64 + (2 * index + 1) * LANES))), second, &mut part);
         }
@@ -215,15 +221,16 @@ unsafe fn q6_group<V: Vector, const GROUP: u32, const M: usize>(
     codes: *const u8,
     rows: &QuantisedRows,
     input: usize,
+    ahead: Ahead,
     first: &mut [V::Ints; M],
     second: &mut [V::Ints; M],
 ) {
     // SAFETY: a block has 384 bytes of codes.
     unsafe {
         let group = GROUP as usize;
-        V::prefetch_near(codes.wrapping_add(ahead(M) + group * 64));
+        V::prefetch_near(codes.wrapping_add(ahead.near + group * 64));
         if group % 2 == 1 {
-            V::prefetch_near(codes.wrapping_add(ahead(M) + 256 + group / 2 * 64));
+            V::prefetch_near(codes.wrapping_add(ahead.near + 256 + group / 2 * 64));
         }
         let (low, high) = six_bits::<V, GROUP>(codes);
         for row in 0..M {
@@ -240,13 +247,14 @@ unsafe fn nibbles<V: Vector, const M: usize>(
     fifth: Option<*const u8>,
     rows: &QuantisedRows,
     input: usize,
+    ahead: Ahead,
     sums: &mut [V::Ints; M],
 ) {
     // SAFETY: a block has 256 bytes of nibbles, and 64 of fifth bits.
     unsafe {
         for group in 0..4 {
             let at = codes.add(group * 64);
-            V::prefetch_near(at.wrapping_add(ahead(M)));
+            V::prefetch_near(at.wrapping_add(ahead.near));
             let both = V::load_bytes(at);
             let (mut low, mut high) = (V::low_nibbles(both), V::high_nibbles(both));
             if let Some(fifth) = fifth {
@@ -320,6 +328,7 @@ unsafe fn floats<V: Vector, const FORMAT: u8, const M: usize>(
     rows: *const f32,
     stride: usize,
     inputs: usize,
+    ahead: Ahead,
     result: &mut [V; M],
 ) {
     // SAFETY: a super-block has 16 weights for each input, a row of activations one; rows are `stride` apart.
@@ -329,7 +338,7 @@ unsafe fn floats<V: Vector, const FORMAT: u8, const M: usize>(
         for input in 0..inputs {
             let at = tile.add(input * size);
             if size == 64 || input % 2 == 0 {
-                V::prefetch_near(at.wrapping_add(ahead(M)));
+                V::prefetch_near(at.wrapping_add(ahead.near));
             }
             let lanes = match FORMAT {
                 F32 => V::load(at.cast()),
@@ -344,20 +353,36 @@ unsafe fn floats<V: Vector, const FORMAT: u8, const M: usize>(
     }
 }
 
-/// Bytes from what is read to what is asked for. Few rows are as fast as memory, which is fastest where the processor's own
-/// prefetching follows a stream: it only has to be helped over the ends of pages, and is disturbed by more. More rows leave it time to
-/// forget the stream.
+/// How far from the weights that are read others are asked for.
 ///
-/// With codes of 8 bits memory is the limit for more rows, too: there a line of each block is asked for a page ahead, which has the
-/// processor follow the stream of the next page in time.
-const fn ahead(rows: usize) -> usize {
-    match rows {
-        1 => 128,
-        2..=FEW => 256,
-        _ => 3072,
+/// Few rows are as fast as memory, which is fastest where the processor's own prefetching follows a stream: it only has to be helped
+/// over the ends of pages, and is disturbed by more. More rows leave it time to forget the stream. With codes of 8 bits memory is the
+/// limit for more rows, too: there a line of each block is asked for a page ahead, which has the processor follow the stream of the
+/// next page in time.
+///
+/// So it is on processors of AMD. Those of Intel, which are the ones with AMX, want to be asked far ahead always.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// Bytes to the line that is asked for with each that is read.
+    near: usize,
+    /// Whether one of each block is asked for a page ahead.
+    page: bool,
+}
+
+impl Ahead {
+    pub(super) fn of(family: Family, format: Format, rows: usize) -> Self {
+        let is_intel = family == Family::Avx512Amx;
+        let near = match rows {
+            _ if is_intel => FAR,
+            1 => 128,
+            _ if rows <= FEW || format == Format::Q8_0 => 256,
+            _ => FAR,
+        };
+        Self { near, page: !is_intel && rows > FEW && format == Format::Q8_0 }
     }
 }
 
+const FAR: usize = 3072;
 /// Rows that are multiplied faster than memory gives weights.
 const FEW: usize = 4;
 /// Of memory: what the processor's own prefetching does not cross.
