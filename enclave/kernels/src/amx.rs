@@ -120,3 +120,39 @@ pub(crate) unsafe fn store<const REGISTER: usize>(to: *mut i32) {
         );
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says what failed by panicking")]
+mod tests {
+    use super::*;
+    use crate::{Activations, Family, Format, Packed, Product};
+
+    /// What `sttilecfg` writes is zeros "if the tiles are not configured" (Intel SDM, volume 2B): registers then hold nothing.
+    #[test]
+    fn no_tile_register_holds_anything_after_products() {
+        if !Family::all().contains(&Family::Avx512Amx) {
+            return;
+        }
+        let shape = || {
+            let mut shape = [1_u8; 64];
+            // SAFETY: 64 bytes, on a processor that has the instruction.
+            unsafe { asm!("sttilecfg [{}]", in(reg) shape.as_mut_ptr(), options(nostack, preserves_flags)) };
+            shape
+        };
+        // SAFETY: tiles are there.
+        let tiles = unsafe { Tiles::new(16, 32) };
+        assert_ne!(shape(), [0; 64]);
+        drop(tiles);
+        assert_eq!(shape(), [0; 64]);
+        for format in [Format::Q8_0, Format::Q4K] {
+            let bytes = vec![17; 48 * 256 / format.inputs_of_block() * format.bytes_of_block()];
+            let weights = Packed::pack(format, 48, 256, &bytes).unwrap();
+            let mut activations = Activations::new();
+            activations.rows_mut(37, 256).fill(1.0);
+            activations.quantise(Family::Avx512Amx);
+            let mut out = vec![0.0; 37 * 48];
+            crate::multiply(Family::Avx512Amx, &activations, &mut [Product { weights: &weights, out: &mut out }]);
+            assert_eq!(shape(), [0; 64]);
+        }
+    }
+}

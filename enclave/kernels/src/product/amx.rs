@@ -61,11 +61,10 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
         unsafe {
             let sums = unpacked.sums.as_mut_ptr().cast::<i32>();
             let codes: [*const u8; 4] = unpacked.codes.each_ref().map(|codes| codes.as_ptr());
-            match FORMAT {
-                Q4K if N == 2 => sums_of_super::<2, N>(group, codes, sums),
-                Q4K => sums_of_super::<1, N>(group, codes, sums),
-                _ if N == 2 => sums_of_blocks::<FORMAT, 2, N>(group, [codes[0], codes[1]], sums),
-                _ => sums_of_blocks::<FORMAT, 1, N>(group, [codes[0]], sums),
+            if FORMAT == Q4K {
+                sums_of_super(group, codes, sums);
+            } else {
+                sums_of_blocks::<FORMAT, N>(group, codes, sums);
             }
             // What comes next is asked for while the sums are read.
             let next = group.rows.codes(group.count);
@@ -118,9 +117,9 @@ unsafe fn unpack_scaled(tile: *const u8, codes: &mut [[u8; SUPER_CODES]]) {
     }
 }
 
-/// The sums of a super-block of Q4_K: of each of `T` tiles those with the lower bits of the scales, and those with the upper ones.
+/// The sums of a super-block of Q4_K: of each tile those with the lower bits of the scales, and those with the upper ones.
 #[inline(always)]
-unsafe fn sums_of_super<const T: usize, const N: usize>(group: &Group<N>, codes: [*const u8; 4], sums: *mut i32) {
+unsafe fn sums_of_super<const N: usize>(group: &Group<N>, codes: [*const u8; 4], sums: *mut i32) {
     // SAFETY: the registers have the shape of the group, and the codes are those of a whole super-block.
     unsafe {
         let inputs = inputs(Q4K);
@@ -128,7 +127,7 @@ unsafe fn sums_of_super<const T: usize, const N: usize>(group: &Group<N>, codes:
         let rows = group.rows.codes(0).cast::<u8>();
         zero::<0>();
         zero::<1>();
-        if T == 2 {
+        if N == 2 {
             zero::<2>();
             zero::<3>();
         }
@@ -139,7 +138,7 @@ unsafe fn sums_of_super<const T: usize, const N: usize>(group: &Group<N>, codes:
             multiply::<0, 4, 6>();
             load::<7>(at(1), 64);
             multiply::<1, 4, 7>();
-            if T == 2 {
+            if N == 2 {
                 load::<6>(at(2), 64);
                 multiply::<2, 4, 6>();
                 load::<7>(at(3), 64);
@@ -149,73 +148,77 @@ unsafe fn sums_of_super<const T: usize, const N: usize>(group: &Group<N>, codes:
         let to = |place: usize| sums.add(place * ROWS * LANES);
         store::<0>(to(0));
         store::<1>(to(1));
-        if T == 2 {
+        if N == 2 {
             store::<2>(to(2));
             store::<3>(to(3));
         }
     }
 }
 
-/// The sums of the inputs that share a scale, of each of `T` tiles.
+/// The sums of the inputs that share a scale, in turns of two sets of registers: what is stored was not computed just now.
 #[inline(always)]
-unsafe fn sums_of_blocks<const FORMAT: u8, const T: usize, const N: usize>(
-    group: &Group<N>,
-    codes: [*const u8; T],
-    sums: *mut i32,
-) {
+unsafe fn sums_of_blocks<const FORMAT: u8, const N: usize>(group: &Group<N>, codes: [*const u8; 4], sums: *mut i32) {
+    let rows = group.rows;
     // SAFETY: the registers have the shape of the group, and there are codes of as many blocks as it has.
     unsafe {
-        let inputs = inputs(FORMAT);
         let stride = group.blocks * BLOCK_INPUTS;
-        let steps = stride / inputs;
-        let rows = group.rows.codes(0).cast::<u8>();
-        // In turns, so that what is stored was not computed just now.
-        let even = |step: usize| {
-            load::<4>(rows.add(step * inputs), stride);
-            load::<6>(codes[0].add(step * inputs * LANES), 64);
-            zero::<0>();
-            multiply::<0, 4, 6>();
-            if T == 2 {
-                load::<7>(codes[1].add(step * inputs * LANES), 64);
-                zero::<1>();
-                multiply::<1, 4, 7>();
+        let steps = Steps::<N> { rows: rows.codes(0).cast(), stride, inputs: inputs(FORMAT), codes, sums };
+        let count = stride / steps.inputs;
+        steps.compute::<0, 1, 4>(0);
+        for step in (1..count).step_by(2) {
+            steps.compute::<2, 3, 5>(step);
+            steps.store::<0, 1>(step - 1);
+            if step + 1 < count {
+                steps.compute::<0, 1, 4>(step + 1);
             }
-        };
-        let odd = |step: usize| {
-            load::<5>(rows.add(step * inputs), stride);
-            load::<6>(codes[0].add(step * inputs * LANES), 64);
-            zero::<2>();
-            multiply::<2, 5, 6>();
-            if T == 2 {
-                load::<7>(codes[1].add(step * inputs * LANES), 64);
-                zero::<3>();
-                multiply::<3, 5, 7>();
-            }
-        };
-        let to = |tile: usize, step: usize| sums.add((tile * SUPER + step) * ROWS * LANES);
-        let store_even = |step: usize| {
-            store::<0>(to(0, step));
-            if T == 2 {
-                store::<1>(to(1, step));
-            }
-        };
-        let store_odd = |step: usize| {
-            store::<2>(to(0, step));
-            if T == 2 {
-                store::<3>(to(1, step));
-            }
-        };
-        even(0);
-        for step in (1..steps).step_by(2) {
-            odd(step);
-            store_even(step - 1);
-            if step + 1 < steps {
-                even(step + 1);
-            }
-            store_odd(step);
+            steps.store::<2, 3>(step);
         }
-        if steps % 2 == 1 {
-            store_even(steps - 1);
+        if count % 2 == 1 {
+            steps.store::<0, 1>(count - 1);
+        }
+    }
+}
+
+/// Of a super-block: one for the inputs that share a scale.
+struct Steps<const N: usize> {
+    rows: *const u8,
+    /// From a row to the next one.
+    stride: usize,
+    /// Of a step.
+    inputs: usize,
+    codes: [*const u8; 4],
+    sums: *mut i32,
+}
+
+impl<const N: usize> Steps<N> {
+    /// # Safety
+    /// There must be such a step.
+    #[inline(always)]
+    unsafe fn compute<const FIRST: usize, const SECOND: usize, const ROWS: usize>(&self, step: usize) {
+        // SAFETY: as the caller's.
+        unsafe {
+            load::<ROWS>(self.rows.add(step * self.inputs), self.stride);
+            load::<6>(self.codes[0].add(step * self.inputs * LANES), 64);
+            zero::<FIRST>();
+            multiply::<FIRST, ROWS, 6>();
+            if N == 2 {
+                load::<7>(self.codes[1].add(step * self.inputs * LANES), 64);
+                zero::<SECOND>();
+                multiply::<SECOND, ROWS, 7>();
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`compute`](Steps::compute).
+    #[inline(always)]
+    unsafe fn store<const FIRST: usize, const SECOND: usize>(&self, step: usize) {
+        // SAFETY: as the caller's.
+        unsafe {
+            store::<FIRST>(self.sums.add(step * ROWS * LANES));
+            if N == 2 {
+                store::<SECOND>(self.sums.add((SUPER + step) * ROWS * LANES));
+            }
         }
     }
 }

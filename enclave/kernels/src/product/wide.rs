@@ -27,7 +27,7 @@ pub(super) struct Area {
     pub(super) goes_on: bool,
 }
 
-/// What is at hand while an area is computed: it fits the first cache of a core.
+/// What is at hand while an area is computed: with vectors it fits the first cache of a core, and with AMX nearly.
 #[repr(C, align(64))]
 #[derive(Zeroize)]
 pub(super) struct Scratch {
