@@ -144,7 +144,7 @@ mod tests {
         assert_ne!(shape(), [0; 64]);
         drop(tiles);
         assert_eq!(shape(), [0; 64]);
-        for format in [Format::Q8_0, Format::Q4K] {
+        for format in [Format::Q8_0, Format::Q4K, Format::Q6K] {
             let bytes = vec![17; 48 * 256 / format.inputs_of_block() * format.bytes_of_block()];
             let weights = Packed::pack(format, 48, 256, &bytes).unwrap();
             let mut activations = Activations::new();

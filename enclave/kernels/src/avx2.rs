@@ -126,6 +126,15 @@ impl Vector for Avx2 {
         both!(_mm256_cvtepi32_ps, ints)
     }
     #[inline(always)]
+    unsafe fn plus_times(plus: Pair, ints: Pair, by: Pair) -> Pair {
+        unsafe {
+            Pair(
+                _mm256_add_epi32(plus.0, _mm256_mullo_epi32(ints.0, by.0)),
+                _mm256_add_epi32(plus.1, _mm256_mullo_epi32(ints.1, by.1)),
+            )
+        }
+    }
+    #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> Pair {
         unsafe {
             Pair(

@@ -104,6 +104,10 @@ impl Vector for Avx512 {
         Self(unsafe { _mm512_cvtepi32_ps(ints) })
     }
     #[inline(always)]
+    unsafe fn plus_times(plus: __m512i, ints: __m512i, by: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(plus, _mm512_mullo_epi32(ints, by)) }
+    }
+    #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> __m512i {
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
     }

@@ -143,6 +143,10 @@ impl<const I8MM: bool> Vector for Neon<I8MM> {
         Self(unsafe { each!(i => vcvtq_f32_s32(ints.0[i])) })
     }
     #[inline(always)]
+    unsafe fn plus_times(plus: Ints, ints: Ints, by: Ints) -> Ints {
+        Ints(unsafe { each!(i => vmlaq_s32(plus.0[i], ints.0[i], by.0[i])) })
+    }
+    #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> Ints {
         unsafe {
             let bytes = vld1q_u8(from);

@@ -106,6 +106,10 @@ impl Vector for Plain {
         Self(lanes!(lane => ints[lane] as f32))
     }
     #[inline(always)]
+    unsafe fn plus_times(plus: [i32; 16], ints: [i32; 16], by: [i32; 16]) -> [i32; 16] {
+        lanes!(lane => plus[lane] + ints[lane] * by[lane])
+    }
+    #[inline(always)]
     unsafe fn load_u8(from: *const u8) -> [i32; 16] {
         // SAFETY: the caller's pointer is valid for 16 bytes.
         let bytes = unsafe { from.cast::<[u8; 16]>().read_unaligned() };

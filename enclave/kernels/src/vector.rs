@@ -41,6 +41,8 @@ pub(crate) trait Vector: Copy {
 
     unsafe fn splat_int(value: i32) -> Self::Ints;
     unsafe fn floats(ints: Self::Ints) -> Self;
+    /// `plus + ints * by`, which an i32 must hold.
+    unsafe fn plus_times(plus: Self::Ints, ints: Self::Ints, by: Self::Ints) -> Self::Ints;
     /// Sixteen u8.
     unsafe fn load_u8(from: *const u8) -> Self::Ints;
     /// Sixteen i8.

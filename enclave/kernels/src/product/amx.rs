@@ -1,17 +1,17 @@
 //! Many rows times one or two tiles of weights with the tile registers of AMX, which multiply 16 rows with 16 outputs at once.
 //!
-//! Reading sums from those registers takes as long as computing them. So the whole numbers that the scales of Q4_K are become part of
-//! the weights: its sums are then of all 256 inputs of a super-block, where others are of the 32 that share a scale. In Q6_K 16 inputs
-//! share one: there vectors are as fast.
+//! Reading sums from those registers takes as long as computing them. So the whole numbers that the scales of Q4_K and Q6_K are become
+//! part of the weights, in two planes of bytes: sums are then of all 256 inputs of a super-block, where others are of the 32 that share
+//! a scale.
 
 use std::arch::x86_64::*;
 
-use super::block::offset;
-use super::wide::{self, Area, Group, Multiply, SUPER_CODES, Scratch, Unpacked, Vectors, unpack};
+use super::block::{offset, six_bits};
+use super::wide::{self, Area, Group, Multiply, SUPER_CODES, Scratch, Unpacked, unpack};
 use super::{Job, Q4_1, Q4K, Q5_1, Q5K, Q6K, Q8_0};
 use crate::amx::{Tiles, load, multiply, store, zero};
 use crate::avx512::Avx512 as V;
-use crate::format::K_HEAD;
+use crate::format::{K_HEAD, Q6_HEAD};
 use crate::vector::Vector;
 use crate::{BLOCK_INPUTS, LANES, SUPER};
 
@@ -23,9 +23,6 @@ use crate::{BLOCK_INPUTS, LANES, SUPER};
 pub(super) unsafe fn area<const FORMAT: u8, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: as the caller's.
     unsafe {
-        if FORMAT == Q6K {
-            return wide::area::<Vectors<V, 6>, FORMAT, N>(job, area, scratch);
-        }
         // As many as the largest group has. Of a smaller one, the first row of the next group is computed, too, and not used.
         let rows = area.rows.div_ceil(area.rows.div_ceil(ROWS));
         let tiles = Tiles::new(rows as u8, inputs(FORMAT) as u8);
@@ -45,9 +42,11 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
     unsafe fn unpack(tile: usize, weights: *const u8, count: usize, unpacked: &mut Unpacked) {
         // SAFETY: as the caller's.
         unsafe {
-            if FORMAT == Q4K {
-                unpack_scaled(weights, &mut unpacked.codes[2 * tile..][..2]);
-                return;
+            let planes = &mut unpacked.codes[2 * tile..][..2];
+            match FORMAT {
+                Q4K => return unpack_q4(weights, planes),
+                Q6K => return unpack_q6(weights, planes),
+                _ => {}
             }
             let more = _mm512_set1_epi8(if FORMAT == Q8_0 { -128 } else { offset(FORMAT) as i8 });
             let meaning = |codes| _mm512_sub_epi8(codes, more);
@@ -61,7 +60,7 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
         unsafe {
             let sums = unpacked.sums.as_mut_ptr().cast::<i32>();
             let codes: [*const u8; 4] = unpacked.codes.each_ref().map(|codes| codes.as_ptr());
-            if FORMAT == Q4K {
+            if has_planes(FORMAT) {
                 sums_of_super(group, codes, sums);
             } else {
                 sums_of_blocks::<FORMAT, N>(group, codes, sums);
@@ -73,9 +72,9 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
             }
             for tile in 0..N {
                 let scales = unpacked.scales[tile].as_ptr();
-                let sums = sums.add(tile * if FORMAT == Q4K { 2 } else { SUPER } * ROWS * LANES);
-                if FORMAT == Q4K {
-                    scaled_super(group, tile, sums);
+                let sums = sums.add(tile * if has_planes(FORMAT) { 2 } else { SUPER } * ROWS * LANES);
+                if has_planes(FORMAT) {
+                    scaled_super::<FORMAT, N>(group, tile, sums);
                 } else if group.count > ROWS / 2 {
                     scaled_blocks::<FORMAT, ROWS, N>(group, tile, sums, scales);
                 } else {
@@ -86,14 +85,19 @@ impl<const FORMAT: u8, const N: usize> Multiply<FORMAT, N> for Amx {
     }
 }
 
+/// Whether scales are part of the weights.
+const fn has_planes(format: u8) -> bool {
+    format == Q4K || format == Q6K
+}
+
 /// Inputs that are multiplied at once.
 const fn inputs(format: u8) -> usize {
-    if format == Q4K { 2 * BLOCK_INPUTS } else { BLOCK_INPUTS }
+    if has_planes(format) { 2 * BLOCK_INPUTS } else { BLOCK_INPUTS }
 }
 
 /// A super-block of Q4_K as codes that are multiplied with the lower three bits of their scales, and such with the upper three.
 #[inline(always)]
-unsafe fn unpack_scaled(tile: *const u8, codes: &mut [[u8; SUPER_CODES]]) {
+unsafe fn unpack_q4(tile: *const u8, codes: &mut [[u8; SUPER_CODES]]) {
     // SAFETY: offsets within a super-block, see `Format`.
     unsafe {
         let (lower, upper) = (codes[0].as_mut_ptr(), codes[1].as_mut_ptr());
@@ -117,12 +121,63 @@ unsafe fn unpack_scaled(tile: *const u8, codes: &mut [[u8; SUPER_CODES]]) {
     }
 }
 
-/// The sums of a super-block of Q4_K: of each tile those with the lower bits of the scales, and those with the upper ones.
+/// A super-block of Q6_K: codes times their scales, whose lower seven bits are one plane, and what is above them the other.
+#[inline(always)]
+unsafe fn unpack_q6(tile: *const u8, codes: &mut [[u8; SUPER_CODES]]) {
+    // SAFETY: offsets within a super-block, see `Format`.
+    unsafe {
+        let planes = [codes[0].as_mut_ptr(), codes[1].as_mut_ptr()];
+        for index in 0..SUPER {
+            let scales = tile.add(64 + 2 * index * LANES);
+            let (first, second) = (twice(scales), twice(scales.add(LANES)));
+            let packed = tile.add(Q6_HEAD + index * (256 + 128));
+            for group in 0..4 {
+                let (low, high) = match group {
+                    0 => six_bits::<V, 0>(packed),
+                    1 => six_bits::<V, 1>(packed),
+                    2 => six_bits::<V, 2>(packed),
+                    _ => six_bits::<V, 3>(packed),
+                };
+                let at = (index * 8 + group) * 64;
+                put_times(low, first, planes, at);
+                put_times(high, second, planes, at + 4 * 64);
+            }
+        }
+    }
+}
+
+/// Codes, which say 32 more than they mean, times a scale for each of their pairs: the planes of that.
+#[inline(always)]
+unsafe fn put_times(codes: __m512i, scale: __m512i, planes: [*mut u8; 2], at: usize) {
+    // SAFETY: as the caller's.
+    unsafe {
+        let (low, more) = (_mm512_set1_epi16(0xFF), _mm512_slli_epi16::<5>(scale));
+        let even = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_and_si512(codes, low), scale), more);
+        let odd = _mm512_sub_epi16(_mm512_mullo_epi16(_mm512_srli_epi16::<8>(codes), scale), more);
+        // (mask & a) | (!mask & b)
+        let both = _mm512_ternarylogic_epi32::<0xCA>(low, even, _mm512_slli_epi16::<8>(odd));
+        V::store_bytes(_mm512_and_si512(both, _mm512_set1_epi8(127)), planes[0].add(at));
+        let (even, odd) = (_mm512_srli_epi16::<7>(even), _mm512_slli_epi16::<1>(odd));
+        V::store_bytes(_mm512_ternarylogic_epi32::<0xCA>(low, even, odd), planes[1].add(at));
+    }
+}
+
+/// Sixteen i8, each as two i16.
+#[inline(always)]
+unsafe fn twice(from: *const u8) -> __m512i {
+    // SAFETY: as the caller's.
+    unsafe {
+        let ints = V::load_i8(from);
+        _mm512_or_si512(_mm512_and_si512(ints, _mm512_set1_epi32(0xFFFF)), _mm512_slli_epi32::<16>(ints))
+    }
+}
+
+/// The sums of a super-block of two planes: of each tile those of the lower one, and those of the upper one.
 #[inline(always)]
 unsafe fn sums_of_super<const N: usize>(group: &Group<N>, codes: [*const u8; 4], sums: *mut i32) {
     // SAFETY: the registers have the shape of the group, and the codes are those of a whole super-block.
     unsafe {
-        let inputs = inputs(Q4K);
+        let inputs = 2 * BLOCK_INPUTS;
         let stride = SUPER * BLOCK_INPUTS;
         let rows = group.rows.codes(0).cast::<u8>();
         zero::<0>();
@@ -223,16 +278,17 @@ impl<const N: usize> Steps<N> {
     }
 }
 
-/// Adds the sums of a super-block of Q4_K to what the group has so far.
+/// Adds the sums of a super-block of two planes to what the group has so far.
 #[inline(always)]
-unsafe fn scaled_super<const N: usize>(group: &Group<N>, tile: usize, sums: *const i32) {
+unsafe fn scaled_super<const FORMAT: u8, const N: usize>(group: &Group<N>, tile: usize, sums: *const i32) {
     // SAFETY: there are two times the sums of 16 rows, of which the group has some.
     unsafe {
-        let last = Last::<Q4K>::of(group.weights[tile]);
+        let last = Last::<FORMAT>::of(group.weights[tile]);
         for row in 0..group.count {
             let lower = V::load_ints(sums.add(row * LANES));
             let upper = V::load_ints(sums.add((ROWS + row) * LANES));
-            let part = V::floats(_mm512_add_epi32(lower, _mm512_slli_epi32::<3>(upper)));
+            let upper = if FORMAT == Q4K { _mm512_slli_epi32::<3>(upper) } else { _mm512_slli_epi32::<7>(upper) };
+            let part = V::floats(_mm512_add_epi32(lower, upper));
             last.add(group, tile, row, part);
         }
     }
@@ -295,6 +351,7 @@ impl<const FORMAT: u8> Last<FORMAT> {
                         std::array::from_fn(|pair| _mm512_cvtepu8_epi16(_mm256_loadu_si256(pairs(pair).cast())));
                     Self { scale: V::load_f16(tile), minimum: V::load_f16(tile.add(32)), minima }
                 }
+                Q6K => Self { scale: V::load_f16(tile), minimum: none, minima: no_minima },
                 _ => Self { scale: none, minimum: none, minima: no_minima },
             }
         }
@@ -312,6 +369,8 @@ impl<const FORMAT: u8> Last<FORMAT> {
                     minima = _mm512_dpwssd_epi32(minima, self.minima[pair], sums);
                 }
                 part = V::floats(minima).fnma(self.minimum, part.mul(self.scale));
+            } else if FORMAT == Q6K {
+                part = part.mul(self.scale);
             }
             let before = V::load(group.so_far.add((2 * row + tile) * LANES));
             let scale = V::splat(group.rows.scale(row));

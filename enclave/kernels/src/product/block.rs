@@ -188,11 +188,13 @@ unsafe fn k_blocks<V: Vector, const FIFTH: bool, const M: usize>(
     }
 }
 
+/// The sum of a super-block of Q6_K is a whole number that is rounded once, so that it can be computed in any order: it is at most
+/// 256 x 32 x 127 x 128.
 #[inline(always)]
 unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, ahead: Ahead) -> [V; M] {
     // SAFETY: offsets within a super-block, see `Format`.
     unsafe {
-        let mut part = [V::splat(0.0); M];
+        let mut whole = [V::splat_int(0); M];
         for index in 0..SUPER {
             let codes = tile.add(Q6_HEAD + index * (256 + 128));
             let (mut first, mut second) = ([V::splat_int(0); M], [V::splat_int(0); M]);
@@ -205,12 +207,16 @@ unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, ah
             q6_group::<V, 1, M>(codes, &rows, input, ahead, &mut first, &mut second);
             q6_group::<V, 2, M>(codes, &rows, input, ahead, &mut first, &mut second);
             q6_group::<V, 3, M>(codes, &rows, input, ahead, &mut first, &mut second);
-            scaled(V::floats(V::load_i8(tile.add(64 + 2 * index * LANES))), first, &mut part);
-            scaled(V::floats(V::load_i8(tile.add(64 + (2 * index + 1) * LANES))), second, &mut part);
+            let scales = tile.add(64 + 2 * index * LANES);
+            let (of_first, of_second) = (V::load_i8(scales), V::load_i8(scales.add(LANES)));
+            for row in 0..M {
+                whole[row] = V::plus_times(whole[row], first[row], of_first);
+                whole[row] = V::plus_times(whole[row], second[row], of_second);
+            }
         }
-        let scale = V::load_f16(tile);
+        let (scale, mut part) = (V::load_f16(tile), [V::splat(0.0); M]);
         for row in 0..M {
-            part[row] = part[row].mul(scale);
+            part[row] = V::floats(whole[row]).mul(scale);
         }
         part
     }

@@ -52,19 +52,15 @@ impl Scratch {
 pub(super) struct Unpacked {
     /// Codes of 8 bits; with AMX, of some formats, two for each.
     pub(super) codes: [[u8; SUPER_CODES]; 4],
-    /// The scales that belong to them: for each block, or for each half of one.
-    pub(super) scales: [[f32; 2 * SUPER * LANES]; 2],
+    /// The scales that belong to them, for each block; of Q6_K none.
+    pub(super) scales: [[f32; SUPER * LANES]; 2],
     /// With AMX: what 16 rows and as many outputs give in each step of the super-block.
     pub(super) sums: [[i32; LANES * LANES]; 2 * SUPER],
 }
 
 impl Unpacked {
     const fn new() -> Self {
-        Self {
-            codes: [[0; SUPER_CODES]; 4],
-            scales: [[0.0; 2 * SUPER * LANES]; 2],
-            sums: [[0; LANES * LANES]; 2 * SUPER],
-        }
+        Self { codes: [[0; SUPER_CODES]; 4], scales: [[0.0; SUPER * LANES]; 2], sums: [[0; LANES * LANES]; 2 * SUPER] }
     }
 }
 
@@ -219,7 +215,7 @@ pub(super) unsafe fn unpack<V: Vector, const FORMAT: u8>(
     tile: *const u8,
     count: usize,
     codes: &mut [u8; SUPER_CODES],
-    scales: &mut [f32; 2 * SUPER * LANES],
+    scales: &mut [f32; SUPER * LANES],
     meaning: impl Fn(V::Bytes) -> V::Bytes,
 ) {
     // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
@@ -235,9 +231,6 @@ pub(super) unsafe fn unpack<V: Vector, const FORMAT: u8>(
                     put(group, V::load_bytes(tile.add(count * 32 + index * 512 + group * 64)));
                 }
             } else if FORMAT == Q6K {
-                for half in [2 * index, 2 * index + 1] {
-                    V::floats(V::load_i8(tile.add(64 + half * LANES))).store(scales.add(half * LANES));
-                }
                 let packed = tile.add(Q6_HEAD + index * (256 + 128));
                 for group in 0..4 {
                     let (first, second) = match group {
@@ -290,8 +283,10 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(grou
                     part[row][tile] = part[row][tile].add(second[row][tile]);
                 }
             }
+        } else if FORMAT == Q6K {
+            part = whole::<V, M, N>(group, unpacked);
         } else {
-            part = scaled::<V, FORMAT, M, N>(group, unpacked, 0..if FORMAT == Q6K { 2 * count } else { count });
+            part = scaled::<V, FORMAT, M, N>(group, unpacked, 0..count);
         }
         if FORMAT == Q4K || FORMAT == Q5K {
             let mut minima = [[V::splat_int(0); N]; M];
@@ -328,50 +323,21 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(grou
     }
 }
 
-/// What some parts of a super-block, each with a scale, give.
+/// What some blocks of a super-block, each with a scale, give.
 #[inline(always)]
 unsafe fn scaled<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
     group: &Group<N>,
     unpacked: &Unpacked,
-    parts: Range<usize>,
+    blocks: Range<usize>,
 ) -> [[V; N]; M] {
-    let Unpacked { codes, scales, .. } = unpacked;
     let Group { weights, blocks: count, rows, .. } = *group;
     // SAFETY: as the caller's.
     unsafe {
-        // Groups of four inputs that share a scale.
-        let groups = if FORMAT == Q6K { 4 } else { 8 };
         let mut part = [[V::splat(0.0); N]; M];
-        for index in parts {
-            let mut sums = [[V::splat_int(0); N]; M];
-            for row in 0..M {
-                let start = match FORMAT {
-                    Q8_0 => V::full_start(rows.sum32(row, index)),
-                    Q6K => V::splat_int(rows.start16(row, index)),
-                    Q4K | Q5K => V::splat_int(0),
-                    _ => V::splat_int(-offset(FORMAT) * rows.sum32(row, index)),
-                };
-                sums[row] = [start; N];
-            }
-            for group in index * groups..(index + 1) * groups {
-                let mut bytes = [V::load_bytes(codes[0].as_ptr().add(group * 64)); N];
-                for tile in 1..N {
-                    bytes[tile] = V::load_bytes(codes[tile].as_ptr().add(group * 64));
-                }
-                for row in 0..M {
-                    let four = rows.four(row, group * 4);
-                    for tile in 0..N {
-                        let sum = sums[row][tile];
-                        sums[row][tile] = if FORMAT == Q8_0 {
-                            V::dot_full(sum, bytes[tile], four)
-                        } else {
-                            V::dot(sum, bytes[tile], four)
-                        };
-                    }
-                }
-            }
+        for index in blocks {
+            let sums = sums::<V, FORMAT, M, N>(&rows, unpacked, index);
             for tile in 0..N {
-                let scale = V::load(scales[tile].as_ptr().add(index * LANES));
+                let scale = V::load(unpacked.scales[tile].as_ptr().add(index * LANES));
                 for row in 0..M {
                     part[row][tile] = V::floats(sums[row][tile]).fma(scale, part[row][tile]);
                 }
@@ -385,6 +351,74 @@ unsafe fn scaled<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
             }
         }
         part
+    }
+}
+
+/// What a super-block of Q6_K gives, before its own scale.
+#[inline(always)]
+unsafe fn whole<V: Vector, const M: usize, const N: usize>(group: &Group<N>, unpacked: &Unpacked) -> [[V; N]; M] {
+    // SAFETY: as the caller's.
+    unsafe {
+        let mut whole = [[V::splat_int(0); N]; M];
+        for half in 0..2 * SUPER {
+            let sums = sums::<V, Q6K, M, N>(&group.rows, unpacked, half);
+            for tile in 0..N {
+                let scale = V::load_i8(group.weights[tile].add(64 + half * LANES));
+                for row in 0..M {
+                    whole[row][tile] = V::plus_times(whole[row][tile], sums[row][tile], scale);
+                }
+            }
+        }
+        let mut part = [[V::splat(0.0); N]; M];
+        for row in 0..M {
+            for tile in 0..N {
+                part[row][tile] = V::floats(whole[row][tile]);
+            }
+        }
+        part
+    }
+}
+
+/// The sums of the inputs that share scale number `index` of a super-block.
+#[inline(always)]
+unsafe fn sums<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
+    rows: &QuantisedRows,
+    unpacked: &Unpacked,
+    index: usize,
+) -> [[V::Ints; N]; M] {
+    let codes = &unpacked.codes;
+    // SAFETY: as the caller's.
+    unsafe {
+        // Groups of four inputs that share a scale.
+        let groups = if FORMAT == Q6K { 4 } else { 8 };
+        let mut sums = [[V::splat_int(0); N]; M];
+        for row in 0..M {
+            let start = match FORMAT {
+                Q8_0 => V::full_start(rows.sum32(row, index)),
+                Q6K => V::splat_int(rows.start16(row, index)),
+                Q4K | Q5K => V::splat_int(0),
+                _ => V::splat_int(-offset(FORMAT) * rows.sum32(row, index)),
+            };
+            sums[row] = [start; N];
+        }
+        for group in index * groups..(index + 1) * groups {
+            let mut bytes = [V::load_bytes(codes[0].as_ptr().add(group * 64)); N];
+            for tile in 1..N {
+                bytes[tile] = V::load_bytes(codes[tile].as_ptr().add(group * 64));
+            }
+            for row in 0..M {
+                let four = rows.four(row, group * 4);
+                for tile in 0..N {
+                    let sum = sums[row][tile];
+                    sums[row][tile] = if FORMAT == Q8_0 {
+                        V::dot_full(sum, bytes[tile], four)
+                    } else {
+                        V::dot(sum, bytes[tile], four)
+                    };
+                }
+            }
+        }
+        sums
     }
 }
 
