@@ -99,7 +99,7 @@ impl Activations {
             let sums = starts16.chunks_exact_mut(2 * SUPER).zip(sums32.chunks_exact_mut(SUPER));
             for (index, ((codes, scale), (starts16, sums32))) in (*task * SUPERS_OF_A_TASK..).zip(parts.zip(sums)) {
                 let floats = row_of(index % rows, index / rows * SUPER_INPUTS, SUPER_INPUTS);
-                quantise_super(family, floats, codes, scale, starts16, sums32);
+                quantise_super(family, floats, inputs, codes, scale, starts16, sums32);
             }
         });
         if left > 0 {
@@ -107,7 +107,7 @@ impl Activations {
             let parts = parts.zip(sums32_left.chunks_exact_mut(left)).zip(scales_left).enumerate();
             for (row, (((codes, starts16), sums32), scale)) in parts {
                 let floats = row_of(row, whole * SUPER_INPUTS, left * BLOCK_INPUTS);
-                quantise_super(family, floats, codes, scale, starts16, sums32);
+                quantise_super(family, floats, inputs, codes, scale, starts16, sums32);
             }
         }
     }
@@ -133,12 +133,13 @@ pub(crate) struct View<'a> {
 }
 
 for_each_family!(fn quantise_super = quantise(
-    floats: &[f32], codes: &mut [i8], scale: &mut f32, starts16: &mut [i32], sums32: &mut [i16],
+    floats: &[f32], to_next: usize, codes: &mut [i8], scale: &mut f32, starts16: &mut [i32], sums32: &mut [i16],
 ));
 
 #[inline(always)]
 unsafe fn quantise<V: Vector>(
     floats: &[f32],
+    to_next: usize,
     codes: &mut [i8],
     scale: &mut f32,
     starts16: &mut [i32],
@@ -152,6 +153,8 @@ unsafe fn quantise<V: Vector>(
         let (mut most, mut odd) = (zero, zero);
         for chunk in chunks {
             let x = V::load(chunk.as_ptr());
+            // Those of the next row, which lie too far apart for the processor to ask for them by itself.
+            V::prefetch_near(chunk.as_ptr().wrapping_add(to_next).cast());
             most = x.abs().max(most);
             // Zero, unless x is infinite or no number.
             odd = x.fma(zero, odd);
@@ -172,9 +175,16 @@ unsafe fn quantise<V: Vector>(
     }
     let halves = codes.as_chunks::<LANES>().0.as_chunks::<2>().0;
     for ((starts, sum32), halves) in starts16.as_chunks_mut::<2>().0.iter_mut().zip(sums32).zip(halves) {
-        let sums = halves.map(|codes| codes.iter().map(|&code| i16::from(code)).sum::<i16>());
-        *starts = sums.map(|sum| -32 * i32::from(sum));
-        *sum32 = sums[0] + sums[1];
+        // In loops: what closures compute lies in functions of their own, which do not have the family's instructions.
+        *sum32 = 0;
+        for (start, codes) in starts.iter_mut().zip(halves) {
+            let mut sum = 0;
+            for code in codes {
+                sum += i16::from(*code);
+            }
+            *start = -32 * i32::from(sum);
+            *sum32 += sum;
+        }
     }
 }
 
