@@ -293,8 +293,11 @@ unsafe fn neon_i8mm<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     unsafe { block::<crate::neon::Neon<true>, FORMAT, M>(job, place) }
 }
 
+/// Never a part of who calls it: what it leaves on the stack is wiped once it has returned.
+///
 /// # Safety
 /// As [`block`].
+#[inline(never)]
 unsafe fn plain<const FORMAT: u8, const M: usize>(job: &Job, place: Place) {
     // SAFETY: plain Rust runs anywhere.
     unsafe { block::<crate::plain::Plain, FORMAT, M>(job, place) }
@@ -355,6 +358,7 @@ unsafe fn wide_neon_i8mm<const FORMAT: u8, const M: usize, const N: usize>(
 
 /// # Safety
 /// As [`area`](wide::area).
+#[inline(never)]
 unsafe fn wide_plain<const FORMAT: u8, const M: usize, const N: usize>(job: &Job, area: Area, scratch: &mut Scratch) {
     // SAFETY: plain Rust runs anywhere.
     unsafe { wide::area::<Vectors<crate::plain::Plain, M>, FORMAT, N>(job, area, scratch) }

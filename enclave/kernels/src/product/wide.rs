@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, optimization_barrier};
 
 use super::block::{fifth_bits, offset, six_bits};
 use super::rows::QuantisedRows;
@@ -29,14 +29,13 @@ pub(super) struct Area {
 
 /// What is at hand while an area is computed: with vectors it fits the first cache of a core, and with AMX nearly.
 #[repr(C, align(64))]
-#[derive(Zeroize)]
 pub(super) struct Scratch {
     unpacked: Unpacked,
     results: [[[f32; LANES]; 2]; ROWS_IN_CACHE],
 }
 
 thread_local! {
-    /// Zeros, but while this thread computes: to make them anew for each task would take as long as wiping.
+    /// Made once for each thread: to make it anew for each task would take as long as wiping.
     pub(super) static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
@@ -46,9 +45,17 @@ impl Scratch {
     }
 }
 
+impl Zeroize for Scratch {
+    /// What comes of activations, at the speed of the cache: the library writes numbers one by one. Weights are nobody's secret here.
+    fn zeroize(&mut self) {
+        self.unpacked.sums.fill([0; LANES * LANES]);
+        self.results.fill([[0.0; LANES]; 2]);
+        optimization_barrier(self);
+    }
+}
+
 /// A super-block of two tiles.
 #[repr(C, align(64))]
-#[derive(Zeroize)]
 pub(super) struct Unpacked {
     /// Codes of 8 bits; with AMX, of some formats, two for each.
     pub(super) codes: [[u8; SUPER_CODES]; 4],
@@ -423,3 +430,44 @@ unsafe fn sums<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
 }
 
 pub(super) const SUPER_CODES: usize = Format::Q8_0.super_bytes(SUPER_INPUTS) - SUPER * 32;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test says what failed by panicking")]
+mod tests {
+    use super::*;
+    use crate::{Activations, Family, Packed, Product, multiply};
+
+    /// All bytes of what is at hand after products of rows of such elements.
+    fn at_hand(family: Family, weights: &Packed, rows: usize, element: f32) -> Vec<u8> {
+        let mut activations = Activations::new();
+        let elements = activations.rows_mut(rows, weights.inputs()).iter_mut().enumerate();
+        elements.for_each(|(index, x)| *x = element * (index % 7) as f32 - 1.0);
+        activations.quantise(family);
+        let mut out = vec![0.0; rows * weights.outputs()];
+        multiply(family, &activations, &mut [Product { weights, out: &mut out }]);
+        assert_ne!(out[0].to_bits(), 0);
+        SCRATCH.with_borrow(|scratch| {
+            let start = (&raw const *scratch).cast::<u8>();
+            // SAFETY: bytes of a structure of numbers that has no gaps.
+            unsafe { std::slice::from_raw_parts(start, size_of::<Scratch>()) }.to_vec()
+        })
+    }
+
+    #[test]
+    fn nothing_of_activations_stays_at_hand_after_products() {
+        for format in Format::ALL.into_iter().filter(|format| format.is_quantised()) {
+            let mut bytes = vec![0x5A; 40 * 256 / format.inputs_of_block() * format.bytes_of_block()];
+            for block in bytes.chunks_exact_mut(format.bytes_of_block()) {
+                let scale = if format == Format::Q6K { 208..210 } else { 0..2 };
+                block[scale].copy_from_slice(&half::f16::ONE.to_le_bytes());
+            }
+            let weights = Packed::pack(format, 40, 256, &bytes).unwrap();
+            for &family in Family::all() {
+                for rows in [13, 40] {
+                    let first = at_hand(family, &weights, rows, 0.75);
+                    assert!(first == at_hand(family, &weights, rows, -0.5), "{format:?} {family:?} {rows}");
+                }
+            }
+        }
+    }
+}
