@@ -365,8 +365,7 @@ impl<const FORMAT: u8> Last<FORMAT> {
             if FORMAT == Q4K || FORMAT == Q5K {
                 let mut minima = V::splat_int(0);
                 for pair in 0..SUPER / 2 {
-                    let sums = V::splat_int(group.rows.sum_pair(row, 2 * pair));
-                    minima = _mm512_dpwssd_epi32(minima, self.minima[pair], sums);
+                    minima = V::dot_words(minima, self.minima[pair], group.rows.sum_pair(row, 2 * pair));
                 }
                 part = V::floats(minima).fnma(self.minimum, part.mul(self.scale));
             } else if FORMAT == Q6K {

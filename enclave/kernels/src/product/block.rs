@@ -6,7 +6,7 @@ use std::ops::Range;
 use zeroize::Zeroize;
 
 use super::rows::QuantisedRows;
-use super::{BF16, F16, F32, Job, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q8_0};
+use super::{BF16, F16, F32, Job, Place, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 use crate::format::{Format, K_HEAD, Q6_HEAD};
 use crate::layout::{BAND, SUPER_INPUTS};
 use crate::vector::Vector;
@@ -30,16 +30,12 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Jo
                     floats::<V, FORMAT, M>(tile, rows, job.layout.inputs, inputs, place.ahead, result);
                 } else {
                     let count = inputs / BLOCK_INPUTS;
-                    let (rows, ahead) = (QuantisedRows::of(job, index, count, place.row), place.ahead);
-                    let part = match FORMAT {
-                        Q8_0 => q8_0::<V, M>(tile, rows, count, ahead),
-                        Q4_0 => small::<V, Q4_0, M>(tile, rows, count, ahead),
-                        Q4_1 => small::<V, Q4_1, M>(tile, rows, count, ahead),
-                        Q5_0 => small::<V, Q5_0, M>(tile, rows, count, ahead),
-                        Q5_1 => small::<V, Q5_1, M>(tile, rows, count, ahead),
-                        Q4K => k::<V, false, M>(tile, rows, ahead),
-                        Q5K => k::<V, true, M>(tile, rows, ahead),
-                        _ => q6::<V, M>(tile, rows, ahead),
+                    let rows = QuantisedRows::of(job, index, count, place.row);
+                    // Nearly always it is the same number: the compiler then knows how far apart rows lie.
+                    let part = if is_whole(FORMAT) || count == SUPER {
+                        quantised::<V, FORMAT, M>(tile, rows.with_blocks(SUPER), place.ahead)
+                    } else {
+                        quantised::<V, FORMAT, M>(tile, rows, place.ahead)
                     };
                     for row in 0..M {
                         result[row] = part[row].fma(V::splat(rows.scale(row)), result[row]);
@@ -69,11 +65,38 @@ pub(super) unsafe fn block<V: Vector, const FORMAT: u8, const M: usize>(job: &Jo
     }
 }
 
+/// Whether all super-blocks have all their blocks.
+pub(super) const fn is_whole(format: u8) -> bool {
+    matches!(format, Q4K | Q5K | Q6K)
+}
+
+/// A super-block of as many blocks as the rows have.
 #[inline(always)]
-unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, count: usize, ahead: Ahead) -> [V; M] {
+unsafe fn quantised<V: Vector, const FORMAT: u8, const M: usize>(
+    tile: *const u8,
+    rows: QuantisedRows,
+    ahead: Ahead,
+) -> [V; M] {
+    // SAFETY: as the caller's.
+    unsafe {
+        match FORMAT {
+            Q8_0 => q8_0::<V, M>(tile, rows, ahead),
+            Q4_0 => small::<V, Q4_0, M>(tile, rows, ahead),
+            Q4_1 => small::<V, Q4_1, M>(tile, rows, ahead),
+            Q5_0 => small::<V, Q5_0, M>(tile, rows, ahead),
+            Q5_1 => small::<V, Q5_1, M>(tile, rows, ahead),
+            Q4K => k::<V, false, M>(tile, rows, ahead),
+            Q5K => k::<V, true, M>(tile, rows, ahead),
+            _ => q6::<V, M>(tile, rows, ahead),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, ahead: Ahead) -> [V; M] {
     // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
     unsafe {
-        let mut part = [V::splat(0.0); M];
+        let (count, mut part) = (rows.blocks, [V::splat(0.0); M]);
         for index in 0..count {
             let codes = tile.add(count * 32 + index * 512);
             if ahead.page {
@@ -102,12 +125,12 @@ unsafe fn q8_0<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, 
 unsafe fn small<V: Vector, const FORMAT: u8, const M: usize>(
     tile: *const u8,
     rows: QuantisedRows,
-    count: usize,
     ahead: Ahead,
 ) -> [V; M] {
     // SAFETY: offsets within a super-block of `count` blocks, see `Format`.
     unsafe {
         let (has_fifth, has_minima) = (FORMAT == Q5_0 || FORMAT == Q5_1, FORMAT == Q4_1 || FORMAT == Q5_1);
+        let count = rows.blocks;
         let (head, size) = (count * if has_minima { 64 } else { 32 }, if has_fifth { 256 + 64 } else { 256 });
         let mut part = [V::splat(0.0); M];
         for index in 0..count {

@@ -11,7 +11,7 @@ pub(super) struct QuantisedRows {
     sums32: *const i16,
     scales: *const f32,
     /// Blocks of the super-block.
-    blocks: usize,
+    pub(super) blocks: usize,
 }
 
 impl QuantisedRows {
@@ -32,6 +32,12 @@ impl QuantisedRows {
                 blocks,
             }
         }
+    }
+
+    /// The same, with a number of blocks that the compiler may know.
+    #[inline(always)]
+    pub(super) fn with_blocks(self, blocks: usize) -> Self {
+        Self { blocks, ..self }
     }
 
     /// Where the activations of a row begin, or those of the last one end.

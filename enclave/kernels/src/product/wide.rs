@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use zeroize::{Zeroize, optimization_barrier};
 
-use super::block::{fifth_bits, offset, six_bits};
+use super::block::{fifth_bits, is_whole, offset, six_bits};
 use super::rows::QuantisedRows;
 use super::{Job, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, ROWS_IN_CACHE};
 use crate::format::{Format, K_HEAD, Q6_HEAD};
@@ -200,15 +200,20 @@ impl<V: Vector, const FORMAT: u8, const M: usize, const N: usize> Multiply<FORMA
     #[inline(always)]
     unsafe fn multiply(group: &Group<N>, unpacked: &mut Unpacked) {
         macro_rules! with_rows {
-            ($($rows:literal)*) => {
+            ($blocks:expr, $($rows:literal)*) => {
                 match group.count {
                     // SAFETY: as the caller's.
-                    $($rows if $rows <= M => unsafe { some::<V, FORMAT, $rows, N>(group, unpacked) },)*
+                    $($rows if $rows <= M => unsafe { some::<V, FORMAT, $rows, N>(group, unpacked, $blocks) },)*
                     _ => {}
                 }
             };
         }
-        with_rows!(1 2 3 4 5 6);
+        // As in `block`.
+        if is_whole(FORMAT) || group.blocks == SUPER {
+            with_rows!(SUPER, 1 2 3 4 5 6);
+        } else {
+            with_rows!(group.blocks, 1 2 3 4 5 6);
+        }
     }
 }
 
@@ -276,24 +281,29 @@ pub(super) unsafe fn unpack<V: Vector, const FORMAT: u8>(
 
 /// `M` rows times the super-block that is unpacked.
 #[inline(always)]
-unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(group: &Group<N>, unpacked: &Unpacked) {
-    let Group { weights, blocks: count, rows, so_far, to, stride, .. } = *group;
+unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
+    group: &Group<N>,
+    unpacked: &Unpacked,
+    count: usize,
+) {
+    let Group { weights, so_far, to, stride, .. } = *group;
+    let rows = group.rows.with_blocks(count);
     // SAFETY: a super-block has `count` blocks here and in the rows, and there are results of `M` rows, and room for them.
     unsafe {
         let mut part;
         if FORMAT == Q4K {
             // Halves of which each is exact: see `block`.
-            part = scaled::<V, FORMAT, M, N>(group, unpacked, 0..SUPER / 2);
-            let second = scaled::<V, FORMAT, M, N>(group, unpacked, SUPER / 2..SUPER);
+            part = scaled::<V, FORMAT, M, N>(weights, &rows, unpacked, 0..SUPER / 2);
+            let second = scaled::<V, FORMAT, M, N>(weights, &rows, unpacked, SUPER / 2..SUPER);
             for row in 0..M {
                 for tile in 0..N {
                     part[row][tile] = part[row][tile].add(second[row][tile]);
                 }
             }
         } else if FORMAT == Q6K {
-            part = whole::<V, M, N>(group, unpacked);
+            part = whole::<V, M, N>(weights, &rows, unpacked);
         } else {
-            part = scaled::<V, FORMAT, M, N>(group, unpacked, 0..count);
+            part = scaled::<V, FORMAT, M, N>(weights, &rows, unpacked, 0..count);
         }
         if FORMAT == Q4K || FORMAT == Q5K {
             let mut minima = [[V::splat_int(0); N]; M];
@@ -333,23 +343,23 @@ unsafe fn some<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(grou
 /// What some blocks of a super-block, each with a scale, give.
 #[inline(always)]
 unsafe fn scaled<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
-    group: &Group<N>,
+    weights: [*const u8; N],
+    rows: &QuantisedRows,
     unpacked: &Unpacked,
     blocks: Range<usize>,
 ) -> [[V; N]; M] {
-    let Group { weights, blocks: count, rows, .. } = *group;
     // SAFETY: as the caller's.
     unsafe {
         let mut part = [[V::splat(0.0); N]; M];
         for index in blocks {
-            let sums = sums::<V, FORMAT, M, N>(&rows, unpacked, index);
+            let sums = sums::<V, FORMAT, M, N>(rows, unpacked, index);
             for tile in 0..N {
                 let scale = V::load(unpacked.scales[tile].as_ptr().add(index * LANES));
                 for row in 0..M {
                     part[row][tile] = V::floats(sums[row][tile]).fma(scale, part[row][tile]);
                 }
                 if FORMAT == Q4_1 || FORMAT == Q5_1 {
-                    let minimum = V::load_f16(weights[tile].add((count + index) * 32));
+                    let minimum = V::load_f16(weights[tile].add((rows.blocks + index) * 32));
                     for row in 0..M {
                         let sum = V::splat(rows.sum32(row, index) as f32);
                         part[row][tile] = minimum.fma(sum, part[row][tile]);
@@ -363,14 +373,18 @@ unsafe fn scaled<V: Vector, const FORMAT: u8, const M: usize, const N: usize>(
 
 /// What a super-block of Q6_K gives, before its own scale.
 #[inline(always)]
-unsafe fn whole<V: Vector, const M: usize, const N: usize>(group: &Group<N>, unpacked: &Unpacked) -> [[V; N]; M] {
+unsafe fn whole<V: Vector, const M: usize, const N: usize>(
+    weights: [*const u8; N],
+    rows: &QuantisedRows,
+    unpacked: &Unpacked,
+) -> [[V; N]; M] {
     // SAFETY: as the caller's.
     unsafe {
         let mut whole = [[V::splat_int(0); N]; M];
         for half in 0..2 * SUPER {
-            let sums = sums::<V, Q6K, M, N>(&group.rows, unpacked, half);
+            let sums = sums::<V, Q6K, M, N>(rows, unpacked, half);
             for tile in 0..N {
-                let scale = V::load_i8(group.weights[tile].add(64 + half * LANES));
+                let scale = V::load_i8(weights[tile].add(64 + half * LANES));
                 for row in 0..M {
                     whole[row][tile] = V::plus_times(whole[row][tile], sums[row][tile], scale);
                 }
