@@ -132,12 +132,7 @@ unsafe fn unpack_q6(tile: *const u8, codes: &mut [[u8; SUPER_CODES]]) {
             let (first, second) = (twice(scales), twice(scales.add(LANES)));
             let packed = tile.add(Q6_HEAD + index * (256 + 128));
             for group in 0..4 {
-                let (low, high) = match group {
-                    0 => six_bits::<V, 0>(packed),
-                    1 => six_bits::<V, 1>(packed),
-                    2 => six_bits::<V, 2>(packed),
-                    _ => six_bits::<V, 3>(packed),
-                };
+                let (low, high) = six_bits::<V>(packed, group);
                 let at = (index * 8 + group) * 64;
                 put_times(low, first, planes, at);
                 put_times(high, second, planes, at + 4 * 64);

@@ -226,10 +226,9 @@ unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, ah
                 second[row] = V::splat_int(rows.start16(row, 2 * index + 1));
             }
             let input = index * BLOCK_INPUTS;
-            q6_group::<V, 0, M>(codes, &rows, input, ahead, &mut first, &mut second);
-            q6_group::<V, 1, M>(codes, &rows, input, ahead, &mut first, &mut second);
-            q6_group::<V, 2, M>(codes, &rows, input, ahead, &mut first, &mut second);
-            q6_group::<V, 3, M>(codes, &rows, input, ahead, &mut first, &mut second);
+            for group in 0..4 {
+                q6_group::<V, M>(codes, group, &rows, input, ahead, &mut first, &mut second);
+            }
             let scales = tile.add(64 + 2 * index * LANES);
             let (of_first, of_second) = (V::load_i8(scales), V::load_i8(scales.add(LANES)));
             for row in 0..M {
@@ -246,8 +245,9 @@ unsafe fn q6<V: Vector, const M: usize>(tile: *const u8, rows: QuantisedRows, ah
 }
 
 #[inline(always)]
-unsafe fn q6_group<V: Vector, const GROUP: u32, const M: usize>(
+unsafe fn q6_group<V: Vector, const M: usize>(
     codes: *const u8,
+    group: usize,
     rows: &QuantisedRows,
     input: usize,
     ahead: Ahead,
@@ -256,12 +256,11 @@ unsafe fn q6_group<V: Vector, const GROUP: u32, const M: usize>(
 ) {
     // SAFETY: a block has 384 bytes of codes.
     unsafe {
-        let group = GROUP as usize;
         V::prefetch_near(codes.wrapping_add(ahead.near + group * 64));
         if group % 2 == 1 {
             V::prefetch_near(codes.wrapping_add(ahead.near + 256 + group / 2 * 64));
         }
-        let (low, high) = six_bits::<V, GROUP>(codes);
+        let (low, high) = six_bits::<V>(codes, group);
         for row in 0..M {
             first[row] = V::dot(first[row], low, rows.four(row, input + group * 4));
             second[row] = V::dot(second[row], high, rows.four(row, input + 16 + group * 4));
@@ -335,19 +334,23 @@ pub(super) unsafe fn fifth_bits<V: Vector>(nibbles: V::Bytes, masks: *const u8, 
     unsafe { V::fifth_bits(nibbles, masks.add(group * 8).cast::<u64>().read_unaligned()) }
 }
 
-/// The codes of groups `GROUP` and `GROUP + 4` of a block of Q6_K.
+/// The codes of groups `group`, of four, and `group + 4` of a block of Q6_K.
 ///
 /// # Safety
 /// `codes` must be the 384 bytes of the block.
 #[inline(always)]
-pub(super) unsafe fn six_bits<V: Vector, const GROUP: u32>(codes: *const u8) -> (V::Bytes, V::Bytes) {
+pub(super) unsafe fn six_bits<V: Vector>(codes: *const u8, group: usize) -> (V::Bytes, V::Bytes) {
     // SAFETY: as the caller's.
     unsafe {
-        let both = V::load_bytes(codes.add(GROUP as usize * 64));
-        (
-            V::high_bits::<GROUP>(V::low_nibbles(both), V::load_bytes(codes.add(256))),
-            V::high_bits::<GROUP>(V::high_nibbles(both), V::load_bytes(codes.add(320))),
-        )
+        let both = V::load_bytes(codes.add(group * 64));
+        let (first, second) = (V::low_nibbles(both), V::high_nibbles(both));
+        let (of_first, of_second) = (V::load_bytes(codes.add(256)), V::load_bytes(codes.add(320)));
+        match group {
+            0 => (V::high_bits::<0>(first, of_first), V::high_bits::<0>(second, of_second)),
+            1 => (V::high_bits::<1>(first, of_first), V::high_bits::<1>(second, of_second)),
+            2 => (V::high_bits::<2>(first, of_first), V::high_bits::<2>(second, of_second)),
+            _ => (V::high_bits::<3>(first, of_first), V::high_bits::<3>(second, of_second)),
+        }
     }
 }
 

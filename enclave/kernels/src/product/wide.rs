@@ -217,8 +217,8 @@ impl<V: Vector, const FORMAT: u8, const M: usize, const N: usize> Multiply<FORMA
     }
 }
 
-/// A super-block of `count` blocks as codes of 8 bits, group by group of four inputs, and scales as f32. What `meaning` makes of codes
-/// is stored.
+/// A super-block of `count` blocks as codes of 8 bits, group by group of four inputs, and scales as f32, but for Q6_K's, which stay
+/// where they are. What `meaning` makes of codes is stored.
 ///
 /// # Safety
 /// `tile` must be such a super-block.
@@ -245,12 +245,7 @@ pub(super) unsafe fn unpack<V: Vector, const FORMAT: u8>(
             } else if FORMAT == Q6K {
                 let packed = tile.add(Q6_HEAD + index * (256 + 128));
                 for group in 0..4 {
-                    let (first, second) = match group {
-                        0 => six_bits::<V, 0>(packed),
-                        1 => six_bits::<V, 1>(packed),
-                        2 => six_bits::<V, 2>(packed),
-                        _ => six_bits::<V, 3>(packed),
-                    };
+                    let (first, second) = six_bits::<V>(packed, group);
                     put(group, first);
                     put(group + 4, second);
                 }
